@@ -1,0 +1,1 @@
+"""Agents: one file each, all behind `ctrl_rl.agents.agent.Agent`."""

@@ -1,0 +1,22 @@
+"""Steer a pretrained diffusion model with soft reinforcement learning, certified in nats.
+
+Importing this package is light: nothing heavy is loaded before it is used, since Gymnasium imports
+every registered plug-in and `ctrl-rl --help` should answer at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ctrl_rl.api import LoadedRun as LoadedRun
+    from ctrl_rl.api import load_run as load_run
+    from ctrl_rl.api import make_env as make_env
+
+__version__ = "0.1.0"
+__all__ = ["LoadedRun", "__version__", "load_run", "make_env"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("LoadedRun", "load_run", "make_env"):
+        return getattr(import_module("ctrl_rl.api"), name)
+    raise AttributeError(f"module 'ctrl_rl' has no attribute '{name}'")

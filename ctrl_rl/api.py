@@ -1,0 +1,166 @@
+"""Public Python: load a run, sample from it, evaluate it; make environments of tasks."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from ctrl_rl import build, keys
+from ctrl_rl.composition import compose
+from ctrl_rl.envs.control import ControlEnv, ControlVectorEnv
+from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.errors import ConfigError, RunError
+from ctrl_rl.evaluation.evaluate import Evaluation, evaluate
+from ctrl_rl.policies import DenoisingPolicy, StrengthPolicy
+from ctrl_rl.priors import Prior
+from ctrl_rl.rollouts import rollout
+from ctrl_rl.runs import Run
+
+
+def make_process(task: str, overrides: Sequence[str] = ()) -> DenoisingProcess:
+    """The MDP of a task, such as "digits"."""
+    return build.build_process(compose("train", [f"env={task}", *overrides]))
+
+
+def make_env(
+    task: str, *, num_envs: int = 64, seed: int = 0, overrides: Sequence[str] = ()
+) -> LatentEnv:
+    """The TorchRL env of a task.
+
+    Args:
+        task: name of a yaml in `configs/env`, such as "digits".
+        num_envs: batch size.
+        seed: of the env's generator.
+        overrides: Hydra overrides, such as ``["kernel.num_steps=20"]``.
+    """
+    process = make_process(task, overrides)
+    return LatentEnv(process, num_envs=num_envs, seed=seed, device=process.kernel.scale.device)
+
+
+def make_control_env(task: str, *, overrides: Sequence[str] = ()) -> ControlEnv:
+    """Entry point of `gymnasium.make`."""
+    config = compose("train", [f"env={task}", *overrides])
+    process = build.build_process(config)
+    return ControlEnv(process, control_scale=config.env.control_scale)
+
+
+def make_control_vector_env(
+    task: str, *, num_envs: int, overrides: Sequence[str] = ()
+) -> ControlVectorEnv:
+    """Entry point of `gymnasium.make_vec`."""
+    config = compose("train", [f"env={task}", *overrides])
+    process = build.build_process(config)
+    scale = config.env.control_scale
+    return ControlVectorEnv(process, num_envs=num_envs, control_scale=scale)
+
+
+class LoadedRun:
+    """A trained run, ready to sample.
+
+    Attributes:
+        config: the resolved config.
+        env: the latent env, `trainer.batch_size` episodes.
+        policy: the trained policy.
+        prior: the pretrained model.
+        summary: what summary.json holds, or an empty dict before the evaluation.
+    """
+
+    def __init__(self, run: Run, checkpoint: int | None = None) -> None:
+        self.run = run
+        config = OmegaConf.create(run.config_yaml)
+        assert isinstance(config, DictConfig)
+        self.config = config
+        process = build.build_process(config)
+        self.env = LatentEnv(
+            process,
+            num_envs=config.trainer.batch_size,
+            seed=config.seed,
+            device=process.kernel.scale.device,
+        )
+        self.policy: DenoisingPolicy = build.build_policy(config, process)
+        loaded = run.load(checkpoint)
+        prefix = "average.module."
+        averaged = {
+            name.removeprefix(prefix): value
+            for name, value in loaded.training.items()
+            if name.startswith(prefix)
+        }
+        try:
+            self.policy.load_state_dict(averaged or loaded.policy)
+        except RuntimeError as error:
+            raise RunError(f"{run.path} holds weights of another policy than its config") from error
+        self.policy.requires_grad_(False)
+
+    @property
+    def prior(self) -> Prior:
+        """The pretrained model."""
+        return self.env.process.prior
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds, or an empty dict."""
+        file = self.run.path / "summary.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def sample(
+        self,
+        control: int | Tensor | dict[str, int | Tensor],
+        n: int = 16,
+        seed: int = 0,
+        strength: float = 1.0,
+    ) -> Tensor:
+        """Draw clean samples.
+
+        Args:
+            control: a label, or labels by name of the control where there are several.
+            n: number of samples.
+            seed: same seed, same samples.
+            strength: drift relative to the trained policy's: 0 is the prior, 1 the policy.
+
+        Returns:
+            [n, *D] float32.
+
+        Raises:
+            ConfigError: a control, label, number or strength out of range.
+        """
+        process = self.env.process
+        if n < 1:
+            raise ConfigError(f"n={n} must be 1 or more")
+        if not strength >= 0:
+            raise ConfigError(f"strength={strength} must be >= 0; 0 is the prior, 1 the policy")
+        if not isinstance(control, dict):
+            if len(process.controls) != 1:
+                names = ", ".join(process.controls)
+                raise ConfigError(f"this run has the controls {names}; give labels by name")
+            control = {next(iter(process.controls)): control}
+        policy = self.policy if strength == 1.0 else StrengthPolicy(self.policy, strength)
+        env = LatentEnv(process, num_envs=n, seed=seed, device=self.env.device)
+        with torch.no_grad():
+            samples: Tensor = rollout(env, policy, control=control)[keys.SAMPLE][:, -1]
+        return samples
+
+    def evaluate(
+        self, report: Callable[[int, int], None] = lambda done, total: None
+    ) -> Evaluation:
+        """Measure the policy as the config's `evaluation` says."""
+        plan = build.build_evaluation_plan(self.config)
+        heldout = build.build_heldout(self.config, self.env.process)
+        return evaluate(self.env.process, self.policy, plan, heldout=heldout, report=report)
+
+
+def load_run(path: str | Path, checkpoint: int | None = None) -> LoadedRun:
+    """Load a run folder.
+
+    Args:
+        path: the folder, such as "runs/demo".
+        checkpoint: update of the checkpoint to load; None for the newest.
+
+    Raises:
+        RunError: there is no run, or its checkpoint is damaged.
+    """
+    return LoadedRun(Run.open(Path(path)), checkpoint)

@@ -1,0 +1,187 @@
+"""A fitted classifier: a frozen network, its temperature, and how it was made."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from ctrl_rl.classifiers.networks import ARCHITECTURES
+from ctrl_rl.errors import ConfigError, did_you_mean
+
+WEIGHTS_FILE = "classifier.safetensors"
+DESCRIPTION_FILE = "classifier.json"
+FORMAT_VERSION = 1
+
+
+class Classifier(nn.Module):
+    """Log-probabilities log p(y | x), scaled by a temperature (Guo et al. 2017, arXiv 1706.04599).
+
+    The network is frozen: it is put in evaluation mode and its weights take no gradient. The
+    gradient to x is untouched, since that is what a reward is for.
+
+    Attributes:
+        network: Maps x [B, *shape] to logits [B, num_labels].
+        num_labels: Number of classes.
+        temperature: Positive scalar, float32 []; it stays float32 when the classifier is cast.
+        metadata: JSON values about how the classifier was made, saved with it.
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        num_labels: int,
+        temperature: float = 1.0,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Freezes the network, in place.
+
+        Args:
+            network: Maps x [B, *shape] to logits [B, num_labels].
+            num_labels: Number of classes.
+            temperature: Logits are divided by it; it must be finite and above 0.
+            metadata: JSON values about how the classifier was made.
+
+        Raises:
+            ConfigError: If the temperature is not finite and above 0.
+        """
+        super().__init__()
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ConfigError(
+                f"temperature={temperature}, but must be finite and above 0: use 1 for an "
+                "uncalibrated classifier"
+            )
+        self.network = network
+        self.num_labels = num_labels
+        self.metadata = dict(metadata or {})
+        device = next((parameter.device for parameter in network.parameters()), None)
+        self.register_buffer(
+            "temperature", torch.tensor(temperature, dtype=torch.float32, device=device)
+        )
+        self.requires_grad_(False).eval()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Returns the network's logits before the temperature.
+
+        Args:
+            x: [B, *shape], any floating dtype; it is cast to the dtype of the weights.
+
+        Returns:
+            float32 [B, num_labels].
+        """
+        weights = next(self.network.parameters(), x)
+        return self.network(x.to(weights.dtype)).float()
+
+    def log_probabilities(self, x: Tensor) -> Tensor:
+        """Returns log p(y | x) for every label y, in nats.
+
+        This is a log-softmax, which is finite and has a gradient where log(p + 1e-6) is flat.
+
+        Args:
+            x: [B, *shape], any floating dtype.
+
+        Returns:
+            float32 [B, num_labels], whatever the dtype of the network.
+        """
+        return torch.log_softmax(self.logits(x) / self.temperature, dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same as `log_probabilities`."""
+        return self.log_probabilities(x)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `classifier.safetensors` (weights) and `classifier.json` (everything else).
+
+        Args:
+            folder: Created when missing; the two files are overwritten.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "architecture": type(self.network).__name__,
+            "arguments": getattr(self.network, "arguments", None),
+            "num_labels": self.num_labels,
+            # A float32 survives the way through a decimal float64 bit for bit.
+            "temperature": self.temperature.item(),
+            "metadata": self.metadata,
+        }
+        text = json.dumps(description, indent=2) + "\n"
+        # Not save_file, which makes the file readable by its owner alone.
+        (folder / WEIGHTS_FILE).write_bytes(save(self.network.state_dict()))
+        (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, *, network: nn.Module | None = None) -> Self:
+        """Reads what `save` wrote, onto the CPU.
+
+        Args:
+            folder: The folder given to `save`.
+            network: A network of your own class, whose weights are replaced. Leave it out for the
+                architectures of `ctrl_rl.classifiers.networks`.
+
+        Returns:
+            The frozen classifier.
+
+        Raises:
+            ConfigError: If a file is missing or corrupt, or the architecture is not known.
+        """
+        folder = Path(folder)
+        for name in (DESCRIPTION_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise ConfigError(
+                    f"no {name} in {folder.absolute()}: give a folder that Classifier.save wrote"
+                )
+        try:
+            description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+            version = description["format_version"]
+            if version != FORMAT_VERSION:
+                raise ConfigError(
+                    f"{folder} has format version {version}, but this release reads version "
+                    f"{FORMAT_VERSION}: fit the classifier again"
+                )
+            if network is None:
+                network = _build_network(description["architecture"], description["arguments"])
+            # Assigning keeps the saved dtype, and gives a network built on "meta" its storage.
+            network.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
+            return cls(
+                network=network,
+                num_labels=description["num_labels"],
+                temperature=description["temperature"],
+                metadata=description["metadata"],
+            )
+        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"the classifier in {folder.absolute()} is corrupt or does not fit its network "
+                f"({type(error).__name__}: {reason}): fit it again or copy it afresh"
+            ) from error
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Module.to, .half and .bfloat16 all come through here. They may move the temperature, but
+        # rounding it to 8 bits would change every probability.
+        temperature = self.temperature
+        super()._apply(fn, recurse)
+        self.temperature = temperature.to(self.temperature.device)
+        return self
+
+
+def _build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    if name not in ARCHITECTURES:
+        raise ConfigError(
+            f"unknown architecture {name!r}; {did_you_mean(name, ARCHITECTURES)}; for a class of "
+            "your own pass Classifier.load(folder, network=...)"
+        )
+    # The weights come from the file, so there is no need to draw any.
+    with torch.device("meta"):
+        return ARCHITECTURES[name](**arguments)

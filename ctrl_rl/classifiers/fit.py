@@ -1,0 +1,249 @@
+"""Fit a classifier on one split, calibrate it on a second and report on a third."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from ctrl_rl.classifiers.calibration import (
+    CalibrationReport,
+    fit_temperature,
+    measure_calibration,
+    reliability_diagram,
+)
+from ctrl_rl.classifiers.classifier import DESCRIPTION_FILE, WEIGHTS_FILE, Classifier
+from ctrl_rl.datasets import OfflineDataset
+from ctrl_rl.errors import ConfigError
+
+REPORT_FILE, DIAGRAM_FILE = "report.json", "reliability.png"
+CLASSIFIER_FILES = {WEIGHTS_FILE, DESCRIPTION_FILE, REPORT_FILE, DIAGRAM_FILE}
+
+# Bounds the memory of an evaluation pass; the figures do not depend on it.
+EVALUATION_ROWS = 1024
+
+
+def fit_classifier(
+    *,
+    network: nn.Module,
+    dataset: OfflineDataset,
+    train_split: str,
+    calibration_split: str,
+    report_split: str,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    noise: float,
+    seed: int,
+    progress: bool = True,
+) -> tuple[Classifier, CalibrationReport]:
+    """Fits with AdamW and a cosine schedule, then fits the temperature.
+
+    The result depends on the arguments only, bit for bit on a CPU: neither the global random
+    state nor `network`, which is copied, is touched.
+
+    Args:
+        network: Maps x [B, *shape] to logits [B, num_labels]; gives the first weights and the
+            device.
+        dataset: The labelled examples and their splits.
+        train_split: Split for the weights.
+        calibration_split: Split for the temperature.
+        report_split: Split for the report; nothing is fitted on it.
+        epochs: Passes over the training split, at least 1.
+        batch_size: Examples per step, at least 1.
+        learning_rate: Peak rate of AdamW; falls to 0 along a half cosine.
+        weight_decay: Decoupled weight decay of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101).
+        noise: Standard deviation of Gaussian noise added to every training example, in units of
+            x. A sampler's x is seldom exactly on the data manifold, and the reward needs a
+            gradient there too.
+        seed: Seed of the batches and the noise.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The frozen, calibrated classifier, and its figures on the report split.
+
+    Raises:
+        ConfigError: If two splits are the same, a number is out of range, the network does not
+            fit the dataset or the fitted network is no better than chance.
+        NonFiniteError: If the fit diverges.
+    """
+    settings: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "noise": noise,
+        "seed": seed,
+    }
+    for name, value in settings.items():
+        lowest = 1 if name in ("epochs", "batch_size") else 0
+        if not value >= lowest:
+            raise ConfigError(f"{name}={value}, but must be {lowest} or more: raise it")
+    splits = {"train": train_split, "calibration": calibration_split, "report": report_split}
+    if len(set(splits.values())) < len(splits):
+        raise ConfigError(
+            f"train_split={train_split!r}, calibration_split={calibration_split!r} and "
+            f"report_split={report_split!r} must be three different splits, or the figures would "
+            f"flatter: choose among {', '.join(dataset.splits)}"
+        )
+    train, calibration, report_on = (dataset.split(name) for name in splits.values())
+    network = copy.deepcopy(network)
+    _check_network(network, dataset)
+    _train(network, *train, **settings, progress=progress)
+
+    classifier = Classifier(network=network, num_labels=dataset.num_labels)
+    temperature = fit_temperature(_logits(classifier, calibration[0]), calibration[1])
+    report = measure_calibration(
+        logits=_logits(classifier, report_on[0]), labels=report_on[1], temperature=temperature
+    )
+    classifier.temperature.fill_(temperature)
+    classifier.metadata = {
+        "report": asdict(report),
+        "splits": splits,
+        "dataset_fingerprint": dataset.fingerprint,
+        "settings": settings,
+        "torch": torch.__version__,
+    }
+    return classifier, report
+
+
+def run_classifier_fit(
+    *, network: nn.Module, dataset: OfflineDataset, out: str | Path, **settings: Any
+) -> CalibrationReport:
+    """Fits a classifier and writes it, its figures and its reliability diagram into a folder.
+
+    The folder appears complete or not at all: `classifier.safetensors`, `classifier.json`,
+    `report.json` and `reliability.png`.
+
+    Args:
+        network: As for `fit_classifier`.
+        dataset: As for `fit_classifier`.
+        out: Folder to write. An earlier classifier there is replaced.
+        **settings: All other arguments of `fit_classifier`.
+
+    Returns:
+        The figures on the report split.
+
+    Raises:
+        ConfigError: If `out` holds anything but a classifier; and see `fit_classifier`.
+    """
+    out = Path(out).expanduser().absolute()
+    # Checked first: a refusal after a long fit would lose the fit.
+    _check_replaceable(out)
+    classifier, report = fit_classifier(network=network, dataset=dataset, **settings)
+    classifier.metadata["command"] = shlex.join(sys.argv)
+    report_split = settings["report_split"]
+    x, labels = dataset.split(report_split)
+    with _replaced_folder(out) as folder:
+        classifier.save(folder)
+        (folder / REPORT_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n")
+        reliability_diagram(
+            folder / DIAGRAM_FILE,
+            logits=_logits(classifier, x),
+            labels=labels,
+            temperature=report.temperature,
+            title=f"{type(network).__name__} on the {report_split!r} split",
+        )
+    return report
+
+
+def _train(
+    network: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    noise: float,
+    seed: int,
+    progress: bool,
+) -> None:
+    network.train()
+    generator = torch.Generator().manual_seed(seed)
+    device = next(network.parameters()).device
+    optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=epochs)
+    columns = (
+        TextColumn("Fitting the classifier"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs, loss {task.fields[loss]:.4f} nats,"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("", total=epochs, loss=float("nan"))
+        for _ in range(epochs):
+            loss_sum = 0.0
+            for rows in torch.randperm(len(x), generator=generator).split(batch_size):
+                # Drawn on the CPU, so that the noise is the same on every device.
+                jitter = noise * torch.randn(x[rows].shape, generator=generator)
+                logits = network((x[rows] + jitter).to(device))
+                loss = nn.functional.cross_entropy(logits, labels[rows].to(device))
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                loss_sum += loss.item() * len(rows)
+            schedule.step()
+            bar.update(task, advance=1, loss=loss_sum / len(x))
+
+
+@torch.no_grad()
+def _logits(classifier: Classifier, x: Tensor) -> Tensor:
+    batches = (batch.to(classifier.temperature.device) for batch in x.split(EVALUATION_ROWS))
+    return torch.cat([classifier.logits(batch).cpu() for batch in batches])
+
+
+@torch.no_grad()
+def _check_network(network: nn.Module, dataset: OfflineDataset) -> None:
+    device = next(network.parameters()).device
+    try:
+        found = f"returns {list(network.eval()(dataset.x[:1].to(device)).shape)}"
+    except (RuntimeError, ValueError) as error:
+        found = f"fails ({str(error).splitlines()[0]})"
+    if found != f"returns {[1, dataset.num_labels]}":
+        raise ConfigError(
+            f"{type(network).__name__} {found} for one example of shape {list(dataset.shape)}, but "
+            f"must return [1, {dataset.num_labels}] logits: build it for this dataset"
+        )
+
+
+def _check_replaceable(out: Path) -> None:
+    if out.is_dir():
+        foreign = {file.name for file in out.iterdir()} - CLASSIFIER_FILES
+        reason = f"it holds {min(foreign)!r}" if foreign else ""
+    else:
+        reason = "it is a file" if out.exists() else ""
+    if reason:
+        raise ConfigError(
+            f"will not write a classifier to {out}, since {reason}: choose a new or empty folder, "
+            "or that of an earlier classifier"
+        )
+
+
+@contextmanager
+def _replaced_folder(out: Path) -> Iterator[Path]:
+    """Yields a sibling to fill; it takes the place of `out` only when the block succeeds."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

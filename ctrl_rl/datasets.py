@@ -1,0 +1,249 @@
+"""Offline labelled data: pairs (x, y) cut into named splits that never overlap.
+
+CTRL (arXiv 2406.12120) fits its reward on offline pairs. A figure measured on data that the
+reward has seen says nothing, so the splits are part of the dataset and are checked once, here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctrl_rl.errors import ConfigError, did_you_mean
+
+# Half of the data for the reward; the held-out judge and the evaluation get equal shares, and one
+# scalar (the temperature) needs little data. A choice of this project, not of the paper.
+DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType(
+    {"train": 0.5, "heldout": 0.2, "calibration": 0.1, "evaluation": 0.2}
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OfflineDataset:
+    """Labelled examples with named, disjoint splits, on the CPU.
+
+    Attributes:
+        x: Examples, float32 [N, *shape], every value in [-1, 1].
+        labels: Class indices, int64 [N], each in [0, num_labels).
+        num_labels: Number of classes.
+        splits: For each split its row numbers, int64 [n], n >= 1. No row is in two splits.
+
+    Raises:
+        ConfigError: If any of the above does not hold.
+    """
+
+    x: Tensor
+    labels: Tensor
+    num_labels: int
+    splits: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        """Checks the examples, then the splits."""
+        self._check_examples()
+        self._check_splits()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example, without the batch."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the examples, labels and splits, in hexadecimal.
+
+        Two classifiers were fitted on disjoint data only if they name different splits of the
+        same partition; equal fingerprints say that the partition is the same.
+        """
+        digest = hashlib.sha256(f"{self.shape} {self.num_labels}".encode())
+        parts = {"x": self.x, "labels": self.labels, **dict(sorted(self.splits.items()))}
+        for name, tensor in parts.items():
+            digest.update(f"{name} {len(tensor)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def split(self, name: str) -> tuple[Tensor, Tensor]:
+        """Returns the examples of one split.
+
+        Args:
+            name: One of the keys of `splits`.
+
+        Returns:
+            x float32 [n, *shape] and labels int64 [n].
+
+        Raises:
+            ConfigError: If there is no such split.
+        """
+        if name not in self.splits:
+            raise ConfigError(f"no split named {name!r}; {did_you_mean(name, self.splits)}")
+        rows = self.splits[name]
+        return self.x[rows], self.labels[rows]
+
+    def _check_examples(self) -> None:
+        x, labels = self.x, self.labels
+        if x.dtype != torch.float32 or x.dim() < 2 or len(x) == 0:
+            raise ConfigError(
+                f"x is {x.dtype} of shape {list(x.shape)}, but must be a non-empty torch.float32 "
+                "[N, *shape]: convert it with x.float(), examples on the first axis"
+            )
+        if labels.dtype != torch.int64 or labels.shape != x.shape[:1]:
+            raise ConfigError(
+                f"labels are {labels.dtype} of shape {list(labels.shape)}, but must be "
+                f"torch.int64 [{len(x)}]: give one class index per row of x"
+            )
+        if not torch.isfinite(x).all():
+            raise ConfigError("x holds NaN or infinite values: remove or repair those examples")
+        if x.abs().max() > 1:
+            raise ConfigError(
+                f"x lies in [{x.min():g}, {x.max():g}], but must lie in [-1, 1]: rescale it, for "
+                "instance x / 127.5 - 1 for 8-bit images"
+            )
+        if labels.min() < 0 or labels.max() >= self.num_labels:
+            raise ConfigError(
+                f"labels lie in [{labels.min()}, {labels.max()}], but num_labels="
+                f"{self.num_labels} allows 0 to {self.num_labels - 1}: renumber the labels"
+            )
+
+    def _check_splits(self) -> None:
+        if not self.splits:
+            raise ConfigError("splits is empty: name at least one split, such as 'train'")
+        owners: dict[int, str] = {}
+        for name, rows in self.splits.items():
+            if rows.dtype != torch.int64 or rows.dim() != 1 or len(rows) == 0:
+                raise ConfigError(
+                    f"split {name!r} is {rows.dtype} of shape {list(rows.shape)}, but must be "
+                    "a non-empty torch.int64 [n] of row numbers: give it rows or remove it"
+                )
+            if rows.min() < 0 or rows.max() >= len(self.x):
+                raise ConfigError(
+                    f"split {name!r} names rows {rows.min()} to {rows.max()}, but x has "
+                    f"rows 0 to {len(self.x) - 1}: remove the rows that do not exist"
+                )
+            for row in rows.tolist():
+                if row in owners:
+                    raise ConfigError(
+                        f"row {row} is in split {owners[row]!r} and again in {name!r}, but splits "
+                        "must not overlap: give each row to one split, once"
+                    )
+                owners[row] = name
+
+
+def digits_dataset(
+    *, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
+) -> OfflineDataset:
+    """The 1797 handwritten digits of scikit-learn, as 8x8 images (it needs no download).
+
+    Args:
+        fractions: Share of each split; the shares add up to 1.
+        seed: Seed of the stratified splits.
+
+    Returns:
+        A dataset with x float32 [1797, 1, 8, 8] and 10 labels.
+
+    Raises:
+        ConfigError: If the fractions cannot be met.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    # The pixels are ink counts from 0 to 16 (UCI "Optical Recognition of Handwritten Digits").
+    x = torch.from_numpy(digits.images[:, None] / 8 - 1).float()
+    return _stratified_dataset(x, torch.from_numpy(digits.target).long(), fractions, seed)
+
+
+def array_dataset(
+    *, path: str | Path, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
+) -> OfflineDataset:
+    """Your own data: an .npz file with arrays `x` and `y`, as `numpy.savez` writes them.
+
+    Args:
+        path: The file. `x` is floating point [N, *shape] in [-1, 1]; `y` is integer [N], and its
+            values are 0 to K - 1, each used at least once.
+        fractions: Share of each split; the shares add up to 1.
+        seed: Seed of the stratified splits.
+
+    Returns:
+        A dataset with K labels; x is converted to float32 and y to int64.
+
+    Raises:
+        ConfigError: If the file is missing, unreadable or does not hold such arrays, or if the
+            fractions cannot be met.
+    """
+    x, y = _read_arrays(Path(path).expanduser())
+    if x.dtype.kind != "f" or x.ndim < 2 or len(x) == 0:
+        raise ConfigError(
+            f"x in {path} is {x.dtype} of shape {list(x.shape)}, but must be non-empty floating "
+            "point [N, *shape]: convert it, for instance x.astype('float32') / 127.5 - 1"
+        )
+    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+        raise ConfigError(
+            f"y in {path} is {y.dtype} of shape {list(y.shape)}, but must be integer "
+            f"[{len(x)}], one label per row of x: convert it with y.astype('int64').reshape(-1)"
+        )
+    used = np.unique(y)
+    if not np.array_equal(used, np.arange(len(used))):
+        raise ConfigError(
+            f"y in {path} uses {len(used)} labels between {used[0]} and {used[-1]}, but must use "
+            "every one of 0 to K - 1: renumber with np.unique(y, return_inverse=True)[1]"
+        )
+    examples = torch.from_numpy(x.astype(np.float32))
+    return _stratified_dataset(examples, torch.from_numpy(y.astype(np.int64)), fractions, seed)
+
+
+def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        raise ConfigError(f"no file at {path.absolute()}: give the path of an .npz file")
+    try:
+        # A pickle runs code when it is read, so a file from elsewhere must not hold one.
+        archive = np.load(path, allow_pickle=False)
+        names = getattr(archive, "files", ["one array without a name"])
+        if not {"x", "y"} <= set(names):
+            raise ConfigError(
+                f"{path} holds {', '.join(names)}: write it with np.savez(path, x=x, y=y)"
+            )
+        with archive:
+            return archive["x"], archive["y"]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{path} is not a readable .npz file of plain arrays ({error}): "
+            "write it with np.savez(path, x=x, y=y)"
+        ) from error
+
+
+def _stratified_dataset(
+    x: Tensor, labels: Tensor, fractions: Mapping[str, float], seed: int
+) -> OfflineDataset:
+    """Gives every row to one split, each split with the label frequencies of the whole."""
+    from sklearn.model_selection import train_test_split
+
+    if min(fractions.values(), default=0) <= 0 or not math.isclose(sum(fractions.values()), 1):
+        raise ConfigError(
+            f"fractions are {dict(fractions)}, but must be above 0 and add up to 1: adjust them"
+        )
+    *first_names, last_name = fractions
+    splits: dict[str, Tensor] = {}
+    rest = np.arange(len(x))
+    for name in first_names:
+        try:
+            rows, rest = train_test_split(
+                rest,
+                train_size=round(fractions[name] * len(x)),
+                stratify=labels[rest].numpy(),
+                random_state=seed,
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"cannot cut a stratified split {name!r} from {len(x)} examples ({error}): "
+                "every label needs examples in every split, so add data or use fewer splits"
+            ) from error
+        splits[name] = torch.from_numpy(np.sort(rows))
+    splits[last_name] = torch.from_numpy(np.sort(rest))
+    return OfflineDataset(x=x, labels=labels, num_labels=int(labels.max()) + 1, splits=splits)

@@ -1,0 +1,45 @@
+"""Errors that a person can act on.
+
+Every error that the project raises on purpose derives from `CtrlError` and is one line: what was
+given, what is accepted, how to fix it. The command line prints it without a traceback and exits
+with code 2.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class CtrlError(Exception):
+    """Base of all errors that the project raises on purpose."""
+
+
+class ConfigError(CtrlError):
+    """A setting is unknown, out of range or does not fit the others."""
+
+
+class InvariantError(CtrlError):
+    """Something that mathematics guarantees did not hold before the first update."""
+
+
+class NonFiniteError(CtrlError):
+    """A reward, loss or gradient became NaN or infinite during a run."""
+
+
+class RunError(CtrlError):
+    """A run folder or one of its checkpoints is missing, incomplete or corrupt."""
+
+
+def did_you_mean(given: str, accepted: Iterable[str]) -> str:
+    """Return a hint that names the nearest accepted spelling, then all of them.
+
+    Args:
+        given: what the user wrote.
+        accepted: the spellings that would have worked.
+
+    Returns:
+        ``"did you mean 'ctrl'? accepted: ctrl, ppo"``, without the question where nothing is near.
+    """
+    names = sorted(str(name) for name in accepted)
+    near = get_close_matches(given, names, n=1, cutoff=0.5)
+    question = f"did you mean '{near[0]}'? " if near else ""
+    return f"{question}accepted: {', '.join(names) if names else '(nothing)'}"

@@ -1,0 +1,1 @@
+"""Evaluation of policies: estimators of the optimality gap with honest intervals."""

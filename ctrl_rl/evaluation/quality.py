@@ -1,0 +1,110 @@
+"""How good samples are beside the gap: accuracy, macro F1, diversity."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrl_rl.rewards import Reward
+from ctrl_rl.rewards.classifier import LabelModel
+
+_MOST_PAIRED = 512  # samples whose pairwise distances are averaged: 130,816 pairs
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What one set of samples of one condition shows.
+
+    Attributes:
+        asked: [N] index of the asked condition.
+        predicted: [N] index that the reward's classifiers see, or None.
+        heldout: [N] index that classifiers see that the agent never saw, or None.
+        diversity: mean distance between two samples over sqrt(dimensions), or None for under two.
+    """
+
+    asked: Tensor
+    predicted: Tensor | None
+    heldout: Tensor | None
+    diversity: float | None
+
+
+class Judge:
+    """Judges samples by the reward's classifiers and by held-out ones.
+
+    With several controls a sample is right where all its labels are: conditions are counted as
+    joint classes.
+
+    Args:
+        reward: the reward; its `predict` may give None.
+        heldout: held-out classifiers; used where there is one for every control.
+        controls: number of labels of each control.
+    """
+
+    def __init__(
+        self, reward: Reward, heldout: Mapping[str, LabelModel], controls: Mapping[str, int]
+    ) -> None:
+        self.reward, self.heldout, self.controls = reward, heldout, controls
+        self.num_classes = math.prod(controls.values())
+
+    def __call__(self, sample: Tensor, condition: Mapping[str, int]) -> Quality:
+        """Judge samples [N, *D] that were asked to show `condition`."""
+        asked = {name: torch.full((len(sample),), label) for name, label in condition.items()}
+        heldout = None
+        if set(self.heldout) == set(self.controls):
+            heldout = {
+                name: model.log_probabilities(sample).argmax(1)
+                for name, model in self.heldout.items()
+            }
+        joint = self._joint(asked)
+        assert joint is not None
+        return Quality(
+            asked=joint,
+            predicted=self._joint(self.reward.predict(sample)),
+            heldout=self._joint(heldout),
+            diversity=diversity(sample),
+        )
+
+    def combine(self, parts: Sequence[Quality]) -> dict[str, Any]:
+        """Figures over several sets of samples; accuracies and F1 are shares in [0, 1]."""
+        asked = torch.cat([part.asked for part in parts])
+        figures: dict[str, Any] = {"samples": len(asked)}
+        for prefix, labels in {
+            "": [part.predicted for part in parts],
+            "heldout_": [part.heldout for part in parts],
+        }.items():
+            seen = [label for label in labels if label is not None]
+            if len(seen) < len(labels) or not len(asked):
+                figures |= {f"{prefix}accuracy": None, f"{prefix}macro_f1": None}
+                continue
+            predicted = torch.cat(seen)
+            figures[f"{prefix}accuracy"] = float((predicted == asked).double().mean())
+            figures[f"{prefix}macro_f1"] = self._macro_f1(predicted, asked)
+        spread = [part.diversity for part in parts if part.diversity is not None]
+        figures["diversity"] = sum(spread) / len(spread) if spread else None
+        return figures
+
+    def _joint(self, labels: Mapping[str, Tensor] | None) -> Tensor | None:
+        """Labels of all controls as one class index [N], on the CPU."""
+        if labels is None:
+            return None
+        index = torch.zeros((), dtype=torch.int64)
+        for name, num_labels in self.controls.items():
+            index = index * num_labels + labels[name].cpu()
+        return index
+
+    def _macro_f1(self, predicted: Tensor, asked: Tensor) -> float:
+        from torchmetrics.functional.classification import multiclass_f1_score
+
+        score = multiclass_f1_score(predicted, asked, num_classes=self.num_classes, average="macro")
+        return float(score)
+
+
+def diversity(sample: Tensor) -> float | None:
+    """Mean Euclidean distance between two samples over sqrt(dimensions); None for under two."""
+    chosen = sample[:_MOST_PAIRED].flatten(1).float()
+    if len(chosen) < 2:
+        return None
+    return float(torch.pdist(chosen).mean()) / math.sqrt(chosen.shape[1])

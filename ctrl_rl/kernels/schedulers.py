@@ -1,0 +1,136 @@
+"""Kernels read off diffusers schedulers: the same betas, spacing, clipping and variances.
+
+The scheduler object is asked for its timesteps and signal levels and then dropped; what its
+`step` does with them is written here as weights, and the tests compare the two.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.kernels.kernel import Clip, TransitionKernel
+
+# diffusers clamps DDPM variances from below at 1e-20; a step that is left with that is read out.
+_DETERMINISTIC_VARIANCE = 1e-16
+
+
+def ddpm_kernel(*, scheduler_config: Mapping[str, Any], num_steps: int) -> TransitionKernel:
+    """Ancestral sampling of DDPM (Ho, Jain, Abbeel 2020, eqs. 6 and 7).
+
+    Args:
+        scheduler_config: config of a diffusers scheduler; all its betas, spacings, prediction
+            types, clipping and the variance types `fixed_small`, `fixed_small_log`, `fixed_large`.
+        num_steps: K, stochastic steps.
+
+    Raises:
+        ConfigError: K out of range, or a variance that only a network could give.
+    """
+    from diffusers import DDPMScheduler
+
+    def tables(scheduler: Any) -> TransitionKernel:
+        timesteps = scheduler.timesteps.long()
+        signal = scheduler.alphas_cumprod.double()
+        before = signal[timesteps]
+        after = torch.cat([signal[timesteps[1:]], torch.ones(1, dtype=torch.float64)])
+        beta = 1 - before / after
+        posterior = (1 - after) / (1 - before) * beta
+        variance = beta if scheduler.config.variance_type == "fixed_large" else posterior
+        noisy = (timesteps > 0) & (variance > _DETERMINISTIC_VARIANCE)
+        return TransitionKernel(
+            timesteps=timesteps,
+            alpha_bar=before,
+            denoised_weight=after.sqrt() * beta / (1 - before),
+            sample_weight=(1 - beta).sqrt() * (1 - after) / (1 - before),
+            noise_weight=torch.zeros_like(before),
+            scale=torch.where(noisy, variance, 0.0).sqrt(),
+            clip=_clip(scheduler.config),
+        )
+
+    variance_type = scheduler_config.get("variance_type", "fixed_small")
+    accepted = ("fixed_small", "fixed_small_log", "fixed_large")
+    if variance_type not in accepted:
+        raise ConfigError(
+            f"scheduler variance_type {variance_type!r} needs a variance that only a network can "
+            f"give; {did_you_mean(variance_type, accepted)}"
+        )
+    return _with_steps(DDPMScheduler.from_config(dict(scheduler_config)), num_steps, tables)
+
+
+def ddim_kernel(
+    *, scheduler_config: Mapping[str, Any], num_steps: int, eta: float = 1.0
+) -> TransitionKernel:
+    """Stochastic DDIM (Song, Meng, Ermon 2021, eqs. 12 and 16).
+
+    Args:
+        scheduler_config: config of a diffusers scheduler; all its betas, spacings, prediction
+            types and clipping.
+        num_steps: K, stochastic steps.
+        eta: noise level, > 0; 1 has DDPM's posterior variance, 0 would have no density.
+
+    Raises:
+        ConfigError: K or eta out of range.
+    """
+    from diffusers import DDIMScheduler
+
+    if not eta > 0:
+        raise ConfigError(
+            f"kernel.eta={eta} makes DDIM deterministic, so actions have no density and no KL; "
+            "use 0 < kernel.eta <= 1"
+        )
+
+    def tables(scheduler: Any) -> TransitionKernel:
+        timesteps = scheduler.timesteps.long()
+        signal = scheduler.alphas_cumprod.double()
+        stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        previous = timesteps - stride
+        before = signal[timesteps]
+        final = scheduler.final_alpha_cumprod.double()
+        after = torch.where(previous >= 0, signal[previous.clamp(min=0)], final)
+        variance = eta**2 * (1 - after) / (1 - before) * (1 - before / after)
+        direction = 1 - after - variance
+        if (direction < -1e-9).any():
+            raise ConfigError(f"kernel.eta={eta} asks for more noise than a step has; use <= 1")
+        return TransitionKernel(
+            timesteps=timesteps,
+            alpha_bar=before,
+            denoised_weight=after.sqrt(),
+            sample_weight=torch.zeros_like(before),
+            noise_weight=direction.clamp(min=0).sqrt(),
+            scale=variance.clamp(min=0).sqrt(),
+            clip=_clip(scheduler.config),
+        )
+
+    return _with_steps(DDIMScheduler.from_config(dict(scheduler_config)), num_steps, tables)
+
+
+def _with_steps(scheduler: Any, num_steps: int, tables: Any) -> TransitionKernel:
+    """Give the scheduler as many inference steps as leave `num_steps` stochastic ones."""
+    limit = scheduler.config.num_train_timesteps - 1
+    if not 1 <= num_steps <= limit:
+        raise ConfigError(
+            f"kernel.num_steps={num_steps} is not a number of stochastic denoising steps; "
+            f"use 1 to {limit}"
+        )
+    scheduler.set_timesteps(num_steps + 1)
+    if scheduler.config.rescale_betas_zero_snr and scheduler.config.prediction_type == "epsilon":
+        raise ConfigError(
+            "the scheduler has rescale_betas_zero_snr with epsilon prediction, which divides by "
+            "zero at the first step; use v_prediction or sample prediction"
+        )
+    kernel = tables(scheduler)
+    if kernel.num_steps != num_steps:  # the last step is stochastic too: there is no read-out
+        scheduler.set_timesteps(num_steps)
+        kernel = tables(scheduler)
+    return kernel
+
+
+def _clip(config: Any) -> Clip | None:
+    if config.thresholding:
+        return Clip(
+            bound=config.clip_sample_range,
+            quantile=config.dynamic_thresholding_ratio,
+            max_value=config.sample_max_value,
+        )
+    return Clip(bound=config.clip_sample_range) if config.clip_sample else None

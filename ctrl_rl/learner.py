@@ -1,0 +1,164 @@
+"""One optimizer step: AdamW with a rate per parameter group, clipping, schedule, moving average."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ctrl_rl.agents.agent import Agent
+from ctrl_rl.errors import ConfigError, NonFiniteError, did_you_mean
+from ctrl_rl.policies import DenoisingPolicy
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Settings of training; `configs/trainer/default.yaml` explains each.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    updates: int = 300
+    batch_size: int = 64
+    learning_rate: dict[str, float] = field(default_factory=lambda: {"network": 1e-3})
+    schedule: str = "cosine"
+    warmup: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = 1.0
+    ema_decay: float | None = None
+    checkpoint_every: int = 50
+    keep_checkpoints: int = 3
+    log_z_samples: int = 512
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        counts = ("updates", "batch_size", "checkpoint_every", "keep_checkpoints", "log_z_samples")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"trainer.{name}={getattr(self, name)} must be 1 or more")
+        for name, rate in self.learning_rate.items():
+            if not rate > 0:
+                raise ConfigError(f"trainer.learning_rate.{name}={rate} must be > 0")
+        if self.schedule not in SCHEDULES:
+            hint = did_you_mean(self.schedule, SCHEDULES)
+            raise ConfigError(f"unknown trainer.schedule '{self.schedule}'; {hint}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"trainer.ema_decay={self.ema_decay} is not in (0, 1); or use null")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ConfigError(f"trainer.max_grad_norm={self.max_grad_norm} must be > 0, or null")
+
+    def rate_factor(self, update: int) -> float:
+        """Factor on the learning rates at an update, 0 .. updates - 1."""
+        warm = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
+        return warm * SCHEDULES[self.schedule](update / self.updates)
+
+
+class Learner:
+    """Policy, agent and optimizer, and the state that a checkpoint must hold.
+
+    Args:
+        policy: what is trained.
+        agent: its own parameters (critics and the like) are trained along.
+        config: settings.
+
+    Raises:
+        ConfigError: a parameter group without a learning rate.
+    """
+
+    def __init__(self, policy: DenoisingPolicy, agent: Agent, config: TrainerConfig) -> None:
+        self.policy, self.agent, self.config = policy, agent, config
+        groups = {**policy.parameter_groups(), "agent": list(agent.parameters())}
+        groups = {name: parameters for name, parameters in groups.items() if parameters}
+        for name in groups:
+            if name not in config.learning_rate:
+                raise ConfigError(
+                    f"no trainer.learning_rate.{name} for the parameters of that name; "
+                    f"{did_you_mean(name, config.learning_rate)}"
+                )
+        self.rates = [config.learning_rate[name] for name in groups]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": parameters} for parameters in groups.values()],
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+        )
+        self.average: AveragedModel | None = None
+        if config.ema_decay is not None:
+            averaging = get_ema_multi_avg_fn(config.ema_decay)
+            self.average = AveragedModel(policy, multi_avg_fn=averaging)
+
+    @property
+    def result(self) -> DenoisingPolicy:
+        """The policy to evaluate: the moving average where there is one."""
+        averaged = self.policy if self.average is None else self.average.module
+        assert isinstance(averaged, DenoisingPolicy)
+        return averaged
+
+    def step(self, losses: TensorDict, update: int) -> dict[str, float]:
+        """Differentiate the sum of all `loss_*` and step.
+
+        Args:
+            losses: what `Agent.loss` gave.
+            update: number of finished updates, for the schedule.
+
+        Returns:
+            `grad_norm` before clipping and `learning_rate_factor`.
+
+        Raises:
+            NonFiniteError: loss or gradient is not finite; no parameter was touched.
+        """
+        total = torch.stack([losses[name] for name in losses.keys() if name.startswith("loss_")])
+        self.optimizer.zero_grad(set_to_none=True)
+        total.sum().backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if not (torch.isfinite(total).all() and torch.isfinite(norm)):
+            raise NonFiniteError(
+                f"loss {total.sum().item():.3g} with gradient norm {norm.item():.3g}; "
+                "try a lower trainer.learning_rate"
+            )
+        factor = self.config.rate_factor(update)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.policy)
+        return {"grad_norm": norm.item(), "learning_rate_factor": factor}
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors but the policy's, by dotted names."""
+        state: dict[str, Tensor] = {}
+        for index, entries in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{index}.{name}": value for name, value in entries.items()}
+        state |= {f"agent.{name}": value for name, value in self.agent.state_dict().items()}
+        if self.average is not None:
+            averaged = self.average.state_dict()
+            state |= {f"average.{name}": value for name, value in averaged.items()}
+        return state
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` gave."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            found = {name: value for name, value in state.items() if name.startswith(prefix)}
+            return {name.removeprefix(prefix): value for name, value in found.items()}
+
+        self.agent.load_state_dict(part("agent."))
+        if self.average is not None:
+            self.average.load_state_dict(part("average."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("optimizer.").items():
+            index, _, entry = name.partition(".")
+            moments.setdefault(int(index), {})[entry] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})

@@ -1,0 +1,73 @@
+"""Small networks that a policy adds to a prior."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class ControlEmbedding(nn.Module):
+    """Sum of one zero-initialised table per named control, each with a null row.
+
+    Additive, so that the number of rows is the sum and not the product of the numbers of labels
+    (one row per combination would grow exponentially with the controls). The last row of a table
+    is the null label: it is 0 and stays 0, since `padding_idx` gives it no gradient.
+
+    Args:
+        controls: number of labels of each named control, without the null label.
+        features: width E of the embedding.
+    """
+
+    def __init__(self, controls: Mapping[str, int], features: int) -> None:
+        super().__init__()
+        tables = {
+            name: nn.Embedding(num_labels + 1, features, padding_idx=num_labels)
+            for name, num_labels in controls.items()
+        }
+        for table in tables.values():
+            nn.init.zeros_(table.weight)
+        self.tables = nn.ModuleDict(tables)
+
+    def forward(self, control: Mapping[str, Tensor]) -> Tensor:
+        """Embed labels, each [B] int64, as [B, E]."""
+        return torch.stack([table(control[name]) for name, table in self.tables.items()]).sum(0)
+
+
+class DriftNetwork(nn.Module):
+    """A perceptron u(x, k, y) with a zero-initialised last layer, for low-dimensional latents.
+
+    Args:
+        dims: number of latent dimensions d.
+        num_steps: K; steps enter as sines and cosines of k / K, and through a table of their own.
+        controls: number of labels of each named control.
+        width: hidden width.
+        depth: hidden layers.
+    """
+
+    _FREQUENCIES = 4  # octaves of k / K; the table below carries what they cannot resolve
+
+    def __init__(
+        self, *, dims: int, num_steps: int, controls: Mapping[str, int], width: int, depth: int
+    ) -> None:
+        super().__init__()
+        self.num_steps = num_steps
+        self.embedding = ControlEmbedding(controls, width)
+        self.step_table = nn.Embedding(num_steps, width)
+        self.first = nn.Linear(dims + 2 * self._FREQUENCIES, width)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.last = nn.Linear(width, dims)
+        for parameter in (self.step_table.weight, self.last.weight, self.last.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        """Correction [B, d] to the latent x [B, d] at step [B]."""
+        octaves = 2.0 ** torch.arange(self._FREQUENCIES, device=x.device)
+        phase = math.pi * (step / self.num_steps)[:, None] * octaves
+        features = torch.cat([x, phase.sin(), phase.cos()], dim=-1)
+        hidden = self.first(features) + self.step_table(step) + self.embedding(control)
+        hidden = nn.functional.silu(hidden)
+        for layer in self.hidden:
+            hidden = nn.functional.silu(layer(hidden))
+        output: Tensor = self.last(hidden)
+        return output

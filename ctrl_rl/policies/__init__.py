@@ -1,0 +1,7 @@
+"""Policies: which Gaussian follows a latent, and how to draw from it."""
+
+from ctrl_rl.policies.drift import DriftPolicy as DriftPolicy
+from ctrl_rl.policies.fine_tuned import FineTunedPolicy as FineTunedPolicy
+from ctrl_rl.policies.policy import DenoisingPolicy as DenoisingPolicy
+from ctrl_rl.policies.policy import PriorPolicy as PriorPolicy
+from ctrl_rl.policies.policy import StrengthPolicy as StrengthPolicy

@@ -1,0 +1,157 @@
+"""Training a small diffusion prior on an offline dataset, into a diffusers pipeline folder."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ctrl_rl.datasets import OfflineDataset
+from ctrl_rl.errors import ConfigError, NonFiniteError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainPlan:
+    """How a prior is trained; `configs/recipe/*.yaml` explains each.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    unet: dict[str, Any]
+    scheduler: dict[str, Any]
+    split: str = "train"
+    updates: int = 3000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    ema_decay: float = 0.995
+    seed: int = 0
+    license: str = "mit"
+    description: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.updates < 1 or self.batch_size < 1:
+            raise ConfigError("recipe.updates and recipe.batch_size must be 1 or more")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"recipe.learning_rate={self.learning_rate} must be > 0")
+        if not 0 < self.ema_decay < 1:
+            raise ConfigError(f"recipe.ema_decay={self.ema_decay} must be between 0 and 1")
+
+
+def pretrain(
+    dataset: OfflineDataset,
+    plan: PretrainPlan,
+    out: Path,
+    *,
+    report: Callable[[int, float], None] = lambda update, loss: None,
+) -> dict[str, Any]:
+    """Train an unconditional UNet by the denoising objective and save it as a `DDPMPipeline`.
+
+    The target is what the scheduler's `prediction_type` says: noise (Ho, Jain, Abbeel 2020, eq. 14),
+    velocity (Salimans and Ho 2022, app. D) or the sample itself; mean squared error, timesteps
+    uniform. Deterministic on a CPU.
+
+    Args:
+        dataset: its `plan.split` is used, and nothing else of it.
+        plan: architecture, scheduler and optimisation.
+        out: the folder to write; existing files in it are replaced.
+        report: called with (finished updates, loss), for a progress bar.
+
+    Returns:
+        Figures: parameters, updates, final mean loss, seconds.
+
+    Raises:
+        NonFiniteError: the loss is not finite.
+    """
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    images, _ = dataset.split(plan.split)
+    started = time.monotonic()
+    generator = torch.Generator().manual_seed(plan.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        unet = UNet2DModel(**plan.unet)
+    scheduler = DDPMScheduler(**plan.scheduler)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=plan.learning_rate,
+        betas=(plan.betas[0], plan.betas[1]),
+        weight_decay=plan.weight_decay,
+    )
+    average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
+    losses = []
+    for update in range(plan.updates):
+        factor = 0.5 * (1 + math.cos(math.pi * update / plan.updates))
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * factor
+        index = torch.randint(len(images), (plan.batch_size,), generator=generator)
+        loss = _denoising_loss(unet, scheduler, images[index], generator)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"loss {loss.item()} at update {update + 1}; try a lower recipe.learning_rate"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(unet)
+        losses.append(loss.item())
+        report(update + 1, losses[-1])
+    trained = average.module
+    assert isinstance(trained, UNet2DModel)
+    tail = losses[-max(1, plan.updates // 10) :]
+    figures = {
+        "parameters": sum(p.numel() for p in trained.parameters()),
+        "images": len(images),
+        "updates": plan.updates,
+        "loss": sum(tail) / len(tail),
+    }
+    DDPMPipeline(unet=trained.eval(), scheduler=scheduler).save_pretrained(out)
+    (out / "recipe.json").write_text(json.dumps(asdict(plan) | figures, indent=2) + "\n")
+    (out / "README.md").write_text(_model_card(plan, figures))
+    return figures | {"seconds": time.monotonic() - started}
+
+
+def _denoising_loss(
+    unet: nn.Module, scheduler: Any, clean: Tensor, generator: torch.Generator
+) -> Tensor:
+    noise = torch.randn(clean.shape, generator=generator)
+    limit = scheduler.config.num_train_timesteps
+    timestep = torch.randint(limit, (len(clean),), generator=generator)
+    noisy = scheduler.add_noise(clean, noise, timestep)
+    target = {
+        "epsilon": lambda: noise,
+        "v_prediction": lambda: scheduler.get_velocity(clean, noise, timestep),
+        "sample": lambda: clean,
+    }[scheduler.config.prediction_type]()
+    prediction = unet(noisy, timestep, return_dict=False)[0]
+    return nn.functional.mse_loss(prediction, target)
+
+
+def _model_card(plan: PretrainPlan, figures: dict[str, Any]) -> str:
+    notes = "\n".join(f"- {note}" for note in plan.notes)
+    return f"""---
+license: {plan.license}
+library_name: diffusers
+tags: [unconditional-image-generation, diffusion]
+---
+# {plan.description}
+
+An unconditional `UNet2DModel` with {figures["parameters"]:,} parameters and
+{plan.scheduler["prediction_type"]}, trained on the `{plan.split}` split ({figures["images"]:,}
+images) for {plan.updates:,} updates of {plan.batch_size}, seed {plan.seed}; mean loss of the last
+tenth {figures["loss"]:.4f}. `recipe.json` holds every setting. It loads with
+`DDPMPipeline.from_pretrained` and with `prior=diffusers prior.path=<this folder>`.
+
+{notes}
+"""

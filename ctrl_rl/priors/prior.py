@@ -1,0 +1,143 @@
+"""What a pretrained diffusion model is to the rest of the project.
+
+One convention: a denoiser maps a noisy latent to its estimate of the clean one,
+``denoised = denoiser(x, timestep, embedding)``, whatever its network predicts (noise, velocity or
+the sample itself). The conversion happens here, once, so that nothing downstream branches on it.
+
+Any network becomes a prior in three lines::
+
+    class MyNetwork(nn.Module):
+        def forward(self, x, timestep, embedding):  # embedding: [B, E] or None
+            return self.net(x, timestep)            # what the scheduler's prediction_type says
+
+    prior = Prior(NetworkDenoiser(MyNetwork(), scheduler_config), scheduler_config, shape=(1, 8, 8))
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.gaussian import expand_to
+from ctrl_rl.schedules import signal_levels
+
+
+class Denoiser(nn.Module, ABC):
+    """Noisy latent in, estimate of the clean latent out.
+
+    Attributes:
+        embedding_features: E, width of the control embedding that it accepts; 0 for none.
+        checkpointing: recompute activations in the backward pass instead of keeping them.
+    """
+
+    embedding_features: int = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checkpointing = False
+
+    @abstractmethod
+    def denoise(self, x: Tensor, timestep: Tensor, embedding: Tensor | None) -> Tensor:
+        """Estimate the clean latent; shapes as in `forward`."""
+
+    def forward(self, x: Tensor, timestep: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Estimate the clean latent.
+
+        Args:
+            x: [B, *S] noisy latent.
+            timestep: [B] int64 training timestep.
+            embedding: [B, E] control embedding, or None for the pretrained model as it is.
+
+        Returns:
+            [B, *S] float32.
+        """
+        if self.checkpointing and torch.is_grad_enabled():
+            output = checkpoint(self.denoise, x, timestep, embedding, use_reentrant=False)
+            assert isinstance(output, Tensor)
+            return output
+        return self.denoise(x, timestep, embedding)
+
+
+class NetworkDenoiser(Denoiser):
+    """A network with a diffusers prediction type as a denoiser.
+
+    Args:
+        network: called as ``network(x, timestep, embedding)``; returns [B, *S].
+        scheduler_config: a diffusers scheduler's config: betas and `prediction_type`
+            (`epsilon`; `v_prediction`, Salimans and Ho 2022, app. D; or `sample`).
+        embedding_features: width of the control embedding that the network accepts; 0 for none.
+    """
+
+    signal: Tensor
+    noise: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scheduler_config: Mapping[str, Any],
+        *,
+        embedding_features: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.embedding_features = embedding_features
+        self.prediction_type = scheduler_config.get("prediction_type", "epsilon")
+        accepted = ("epsilon", "v_prediction", "sample")
+        if self.prediction_type not in accepted:
+            raise ConfigError(
+                f"unknown prediction_type {self.prediction_type!r} in the prior's scheduler; "
+                f"{did_you_mean(self.prediction_type, accepted)}"
+            )
+        alpha_bar = signal_levels(scheduler_config)
+        self.register_buffer("signal", alpha_bar.sqrt(), persistent=False)
+        self.register_buffer("noise", (1 - alpha_bar).sqrt(), persistent=False)
+
+    def denoise(self, x: Tensor, timestep: Tensor, embedding: Tensor | None) -> Tensor:
+        """Run the network and convert its prediction to the clean latent, in float32."""
+        prediction = self.network(x, timestep, embedding).float()
+        if self.prediction_type == "sample":
+            return prediction
+        signal = expand_to(self.signal[timestep], x)
+        noise = expand_to(self.noise[timestep], x)
+        if self.prediction_type == "v_prediction":
+            return signal * x.float() - noise * prediction
+        return (x.float() - noise * prediction) / signal
+
+
+class Prior(nn.Module):
+    """The frozen pretrained model: denoiser, scheduler config, latent shape and decoder.
+
+    Args:
+        denoiser: frozen on construction (no gradient to its weights, evaluation mode).
+        scheduler_config: config of the diffusers scheduler that it was trained with.
+        shape: shape of one latent, without the batch.
+        decoder: latent to sample, differentiable; None where latents are samples.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scheduler_config: Mapping[str, Any],
+        *,
+        shape: tuple[int, ...],
+        decoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.scheduler_config = dict(scheduler_config)
+        self.shape = tuple(shape)
+        self.decoder = nn.Identity() if decoder is None else decoder
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Prior":
+        """Stay in evaluation mode: dropout in the reference would make the KL at start non-zero."""
+        return super().train(False)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent [B, *S] to sample [B, *D]."""
+        decoded: Tensor = self.decoder(latent)
+        return decoded

@@ -1,0 +1,80 @@
+"""Your own reward: any Python callable.
+
+A file of three lines, ``my_rewards.py``::
+
+    def brightness(sample, control):  # [B, *D] and {"level": [B]} to [B] nats
+        return -(sample.mean(dim=(1, 2, 3)) - control["level"]).square()
+
+and one yaml, ``configs/reward/brightness.yaml``::
+
+    _target_: ctrl_rl.rewards.FunctionReward
+    function: my_rewards.brightness
+    controls: {level: 2}
+    differentiable: true
+    upper_bound: 0.0
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.rewards.reward import Reward
+
+
+class FunctionReward(Reward):
+    """A plain callable ``function(sample, control) -> [B] nats`` as a reward.
+
+    Args:
+        function: the callable, or its dotted path ``module.name``.
+        controls: number of labels of each named control.
+        differentiable: whether its result carries a gradient to the sample. If not, it is called
+            without one, and agents that need the gradient are refused before any work.
+        upper_bound: nats that it never exceeds, or None; None makes the gap an estimate.
+    """
+
+    def __init__(
+        self,
+        *,
+        function: str | Callable[[Tensor, Mapping[str, Tensor]], Tensor],
+        controls: Mapping[str, int],
+        differentiable: bool,
+        upper_bound: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.function = _locate(function) if isinstance(function, str) else function
+        self.controls = dict(controls)
+        self.differentiable = differentiable
+        self.upper_bound = upper_bound
+
+    def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        """Call the function and check what it gives back."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
+            reward = torch.as_tensor(self.function(sample, control), device=sample.device).float()
+        if reward.shape != sample.shape[:1]:
+            raise ConfigError(
+                f"the reward function gave shape {tuple(reward.shape)}; "
+                f"it must give one value per sample, shape ({sample.shape[0]},)"
+            )
+        return reward
+
+
+def _locate(path: str) -> Any:
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"reward.function={path}: cannot import '{module_name}' ({error}); "
+            "give module.name of a callable on the Python path"
+        ) from error
+    if not callable(getattr(module, name, None)):
+        names = [key for key, value in vars(module).items() if callable(value)]
+        raise ConfigError(
+            f"reward.function={path}: '{module_name}' has no callable '{name}'; "
+            f"{did_you_mean(name, names)}"
+        )
+    return getattr(module, name)

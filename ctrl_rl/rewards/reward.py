@@ -1,0 +1,41 @@
+"""What a reward is: log-evidence of the control in a clean sample.
+
+The MDP multiplies it by the guidance strength. A reward with a known upper bound (log-probabilities
+have 0) makes the gap certified; without one it is only estimated.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+class Reward(nn.Module, ABC):
+    """Base of all rewards.
+
+    Attributes:
+        controls: number of labels of each named control, without the null label.
+        differentiable: whether gradients flow to the sample.
+        upper_bound: nats that no reward exceeds, or None where that is not known.
+    """
+
+    controls: dict[str, int]
+    differentiable: bool
+    upper_bound: float | None
+
+    @abstractmethod
+    def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        """Reward every sample.
+
+        Args:
+            sample: [B, *D] float32.
+            control: labels, each [B] int64; the null label (the last row) asks for nothing.
+
+        Returns:
+            [B] float32, nats.
+        """
+
+    def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
+        """Most probable label of each control, each [B] int64; None where there is no such thing."""
+        del sample
+        return None

@@ -1,0 +1,104 @@
+"""The one place that rolls a policy out, and what is derived from a rollout.
+
+A rollout is a TensorDict [B, K] with the keys of `ctrl_rl.keys`. Two derived quantities per step
+are formed here for all agents: the closed-form KL and the log-ratio, both in nats.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from tensordict import TensorDict, stack
+from torch import Tensor
+
+from ctrl_rl import gaussian, keys
+from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.errors import InvariantError
+from ctrl_rl.plans import RolloutPlan
+from ctrl_rl.policies import DenoisingPolicy
+
+
+def rollout(
+    env: LatentEnv,
+    policy: DenoisingPolicy,
+    *,
+    plan: RolloutPlan | None = None,
+    control: Mapping[str, int | Tensor] | None = None,
+) -> TensorDict:
+    """Roll `policy` out in `env` for one episode of K steps.
+
+    Args:
+        env: B environments.
+        policy: where the actions come from; its noise is drawn from the env's generator.
+        plan: what to keep the graph of; None keeps nothing.
+        control: labels by name, [B] or one for all; None draws them from the control law.
+
+    Returns:
+        [B, K] with every key of `ctrl_rl.keys`.
+    """
+    num_steps = env.process.num_steps
+    first = _first_step_with_gradient(plan, num_steps, env.generator)
+    initial = None
+    if control is not None:
+        labels = env.process.check_control(control, env.batch_size[0])
+        nested = TensorDict({keys.CONTROL: labels}, batch_size=env.batch_size)
+        initial = nested.to(env.device)
+    steps = []
+    with torch.set_grad_enabled(first == 0):
+        state = env.reset(initial)
+    for k in range(num_steps):
+        with torch.set_grad_enabled(k >= first):
+            state = policy(state, generator=env.generator)
+            after = env.step(state)["next"]
+            steps.append(_record(state, after))
+            state = after.exclude(keys.REWARD)
+    result = stack(steps, 1)
+    sample = state[keys.SAMPLE]
+    repeated = sample[:, None].expand(-1, num_steps, *sample.shape[1:])
+    result.set(keys.SAMPLE, repeated)  # a view: no memory per step
+    return result
+
+
+def _record(state: TensorDict, after: TensorDict) -> TensorDict:
+    kept = (keys.X, keys.STEP, keys.CONTROL, keys.ACTION, keys.LOC, keys.SCALE)
+    record = state.select(*kept, keys.ACTION_LOG_PROB, keys.PRIOR_LOC)
+    action, loc = state[keys.ACTION], state[keys.LOC]
+    prior_loc, scale = state[keys.PRIOR_LOC], state[keys.SCALE]
+    record.set(keys.PRIOR_LOG_PROB, gaussian.log_prob(action, prior_loc, scale))
+    record.set(keys.KL, gaussian.kl(loc, prior_loc, scale))
+    record.set(keys.LOG_RATIO, gaussian.log_ratio(action, loc, prior_loc, scale))
+    record.set("next", after.select(keys.REWARD, "done", "terminated"))
+    return record
+
+
+def _first_step_with_gradient(
+    plan: RolloutPlan | None, num_steps: int, generator: torch.Generator
+) -> int:
+    if plan is None or not plan.gradients:
+        return num_steps
+    if plan.truncation is None:
+        return 0
+    if isinstance(plan.truncation, int):
+        return max(0, num_steps - plan.truncation)
+    draw = torch.randint(num_steps, (1,), generator=generator, device=generator.device)
+    return int(draw)
+
+
+def check_invariants(episode: TensorDict, plan: RolloutPlan) -> None:
+    """Assert what mathematics guarantees of an untrained policy, before the first update.
+
+    Args:
+        episode: a rollout of the untrained policy under `plan`.
+        plan: the agent's plan.
+
+    Raises:
+        InvariantError: a log-ratio or KL that is not exactly 0, or a KL without a gradient.
+    """
+    for key in (keys.LOG_RATIO, keys.KL):
+        worst = episode[key].abs().max().item()
+        if worst != 0:
+            raise InvariantError(
+                f"the untrained policy has |{key}| up to {worst:.3g} nats where exactly 0 is due: "
+                "policy and prior must share weights, precision and evaluation mode"
+            )
+    if plan.gradients and not episode[keys.KL].requires_grad:
+        raise InvariantError("the KL term carries no gradient, so it would not act on the policy")

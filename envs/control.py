@@ -1,0 +1,216 @@
+r"""The control env: Gymnasium, for any off-the-shelf agent.
+
+The env owns the noise and the agent steers the prior's drift. With u = control_scale * action,
+
+    x_{k+1} = prior_loc(x_k, k) + scale_k * (u + noise),      noise ~ N(0, I),
+    reward_k = -|u|^2 / 2      (+ gamma log p(y | sample) at the end)      [nats]
+
+|u|^2 / 2 is exactly KL(N(prior_loc + scale u, scale^2) || N(prior_loc, scale^2)), so that the plain
+expected return is the soft return J and no entropy bonus is needed to stay near the prior.
+"""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ctrl_rl import gaussian
+from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.errors import ConfigError
+
+Observation = dict[str, Any]
+
+
+class _ControlDynamics:
+    """B episodes in step: what the single and the vector env share."""
+
+    def __init__(self, process: DenoisingProcess, *, num_envs: int, control_scale: float) -> None:
+        if num_envs < 1:
+            raise ConfigError(f"num_envs={num_envs} must be 1 or more")
+        if not control_scale > 0:
+            raise ConfigError(f"control_scale={control_scale} must be > 0")
+        self.process = process
+        self.num_envs = num_envs
+        self.control_scale = float(control_scale)
+        self.generator = torch.Generator(device=process.kernel.scale.device)
+        # Finite bounds: Gymnasium warns of infinite ones, and no latent comes near float32's.
+        limit = np.finfo(np.float32).max
+        self.observation_space = spaces.Dict(
+            {
+                "x": spaces.Box(-limit, limit, process.shape, np.float32),
+                "step": spaces.Discrete(process.num_steps + 1),
+                **{
+                    f"control_{name}": spaces.Discrete(num_labels + 1)
+                    for name, num_labels in process.controls.items()
+                },
+            }
+        )
+        self.action_space = spaces.Box(-1.0, 1.0, process.shape, np.float32)
+
+    @torch.no_grad()
+    def reset(self, control: dict[str, Any] | None) -> Observation:
+        n = self.num_envs
+        self.step_index = 0
+        self.x = self.process.draw_start(n, self.generator)
+        if control is None:
+            self.control = self.process.draw_control(n, self.generator)
+        else:
+            self.control = self.process.check_control(control, n)
+        self.prior_loc = self._prior_loc()
+        return self.observation()
+
+    @torch.no_grad()
+    def step(self, action: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Advance; returns reward [B], kl [B] and the samples [B, *D] where episodes ended."""
+        drift = self.control_scale * torch.as_tensor(action, device=self.x.device).float()
+        scale = self.process.kernel.scale[self.step_index].expand(self.num_envs)
+        loc = self.prior_loc + gaussian.expand_to(scale, drift) * drift
+        self.x = gaussian.draw(loc, scale, self.generator)
+        self.step_index += 1
+        self.prior_loc = self._prior_loc()
+        kl = drift.flatten(1).square().sum(1) / 2
+        if self.step_index < self.process.num_steps:
+            return -kl, kl, None
+        sample = self.process.prior.decode(self.prior_loc)
+        return self.process.reward(sample, self.control) - kl, kl, sample
+
+    def observation(self) -> Observation:
+        steps = np.full(self.num_envs, self.step_index, dtype=np.int64)
+        labels = {f"control_{name}": label.cpu().numpy() for name, label in self.control.items()}
+        return {"x": self.x.cpu().numpy(), "step": steps, **labels}
+
+    def _prior_loc(self) -> Tensor:
+        step = torch.full((self.num_envs,), self.step_index, device=self.x.device)
+        return self.process.prior_loc(self.x, step)
+
+
+def _info(kl: Tensor, sample: Tensor | None) -> dict[str, Any]:
+    info: dict[str, Any] = {"kl": kl.cpu().numpy()}
+    if sample is not None:
+        info["sample"] = sample.cpu().numpy()
+    return info
+
+
+class ControlEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
+    """Denoising as a Gymnasium environment.
+
+    ## Description
+    Steer a pretrained diffusion model by a drift, so that its sample shows the control.
+
+    ## Action Space
+    `Box(-1, 1, S, float32)`, times `control_scale`: drift in standard deviations of the step.
+
+    ## Observation Space
+    `x` (latent), `step` (0 .. K), `control_<name>` (label; the last one is the null label).
+
+    ## Rewards
+    -KL of the step, plus guidance_strength * log p(y | sample) at the last one, in nats.
+
+    ## Starting State
+    x ~ N(0, I), control from the task's law, or `reset(options={"control": {"digit": 3}})`.
+
+    ## Episode End
+    Terminates after K steps; `info["sample"]` is then the clean sample. Never truncates.
+
+    ## Version History
+    v0: first version.
+
+    Args:
+        process: the MDP.
+        control_scale: largest drift per dimension, in standard deviations of the step.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, process: DenoisingProcess, *, control_scale: float = 1.0) -> None:
+        self._dynamics = _ControlDynamics(process, num_envs=1, control_scale=control_scale)
+        self.process = process
+        self.observation_space = self._dynamics.observation_space
+        self.action_space = self._dynamics.action_space
+        self.render_mode = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; `options={"control": {name: label}}` fixes the control."""
+        first = self._np_random is None
+        super().reset(seed=seed)
+        if seed is not None or first:
+            self._dynamics.generator.manual_seed(int(self.np_random.integers(2**63)))
+        return self._first(self._dynamics.reset((options or {}).get("control"))), {}
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Advance by one denoising step."""
+        reward, kl, sample = self._dynamics.step(np.asarray(action)[None])
+        info = {name: value[0] for name, value in _info(kl, sample).items()}
+        observation = self._first(self._dynamics.observation())
+        return observation, float(reward[0]), sample is not None, False, info
+
+    @staticmethod
+    def _first(observation: Observation) -> Observation:
+        return {name: value[0].copy() if name == "x" else value[0]
+                for name, value in observation.items()}
+
+
+class ControlVectorEnv(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
+    """B control envs in one: every step is one batched call of the prior's network.
+
+    Episodes have equal lengths and stay in step. Autoreset is Gymnasium's `NEXT_STEP`: the call
+    after the last step ignores its actions and returns the first observations of new episodes.
+
+    Args:
+        process: the MDP.
+        num_envs: B.
+        control_scale: largest drift per dimension, in standard deviations of the step.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self, process: DenoisingProcess, *, num_envs: int, control_scale: float = 1.0
+    ) -> None:
+        self._dynamics = _ControlDynamics(process, num_envs=num_envs, control_scale=control_scale)
+        self.process = process
+        self.num_envs = num_envs
+        self.single_observation_space = self._dynamics.observation_space
+        self.single_action_space = self._dynamics.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.render_mode = None
+        self._ended = False
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start B episodes; one generator draws for all, so only a single seed is taken."""
+        if isinstance(seed, list):
+            raise ConfigError("this vector env has one generator for all episodes; give one seed")
+        first = self._np_random is None
+        super().reset(seed=seed)
+        if seed is not None or first:
+            self._dynamics.generator.manual_seed(int(self.np_random.integers(2**63)))
+        self._ended = False
+        return self._dynamics.reset((options or {}).get("control")), {}
+
+    def step(
+        self, actions: NDArray[np.float32]
+    ) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Advance all episodes by one denoising step."""
+        none = np.zeros(self.num_envs, dtype=bool)
+        if self._ended:
+            self._ended = False
+            return self._dynamics.reset(None), np.zeros(self.num_envs), none, none.copy(), {}
+        reward, kl, sample = self._dynamics.step(actions)
+        self._ended = sample is not None
+        ended = np.full(self.num_envs, self._ended)
+        observation = self._dynamics.observation()
+        rewards = reward.double().cpu().numpy()
+        return observation, rewards, ended, none, _info(kl, sample)

@@ -1,0 +1,127 @@
+"""The latent env: TorchRL, batched, the action is the next latent.
+
+The policy owns the noise, so log pi is not a function of (s, a); the env emits what is one: the
+prior's mean at every state. A state costs one call of the prior, made once; policies that correct
+the prior read it from the state.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from ctrl_rl import keys
+from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.errors import ConfigError
+
+
+class LatentEnv(EnvBase):
+    """Denoising as a TorchRL environment.
+
+    Observation: `x` [B, *S], `step` [B], `(control, name)` [B], `prior_loc` [B, *S] and `sample`
+    [B, *D], which is 0 until the episode ends. Action: `action` [B, *S], the next latent. Reward
+    [B, 1] nats, 0 until the last step. Every episode has exactly K steps. Gradients flow from the
+    reward to the actions where autograd is on.
+
+    Args:
+        process: the MDP.
+        num_envs: B.
+        seed: of the env's own generator, which draws starts and controls.
+        device: where everything runs.
+    """
+
+    def __init__(
+        self,
+        process: DenoisingProcess,
+        *,
+        num_envs: int = 64,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if num_envs < 1:
+            raise ConfigError(f"num_envs={num_envs} must be 1 or more")
+        super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
+        self.process = process.to(self.device)
+        self.generator = torch.Generator(device=self.device)
+        self._set_seed(seed)
+        shape = (num_envs, *process.shape)
+        control = {
+            name: Categorical(num_labels + 1, shape=(num_envs,), dtype=torch.int64)
+            for name, num_labels in process.controls.items()
+        }
+        # Bounded and not Categorical: step K is a state too, though no action is taken there.
+        step = Bounded(0, process.num_steps, shape=(num_envs,), dtype=torch.int64)
+        self.observation_spec = Composite(
+            {
+                keys.X: Unbounded(shape),
+                keys.STEP: step,
+                keys.CONTROL: Composite(control, shape=(num_envs,)),
+                keys.PRIOR_LOC: Unbounded(shape),
+                keys.SAMPLE: Unbounded((num_envs, *process.sample_shape)),
+            },
+            shape=(num_envs,),
+        )
+        self.action_spec = Unbounded(shape)
+        self.reward_spec = Unbounded((num_envs, 1))
+        self.full_done_spec = Composite(
+            {
+                name: Categorical(2, shape=(num_envs, 1), dtype=torch.bool)
+                for name in ("done", "terminated")
+            },
+            shape=(num_envs,),
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self.generator.manual_seed(seed)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        n = self.batch_size[0]
+        x = self.process.draw_start(n, self.generator)
+        if tensordict is not None and keys.CONTROL in tensordict.keys():
+            control = self.process.check_control(dict(tensordict[keys.CONTROL].items()), n)
+        else:
+            control = self.process.draw_control(n, self.generator)
+        step = torch.zeros(n, dtype=torch.int64, device=self.device)
+        return self._state(x, step, control, self._no_sample(n))
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        x = tensordict[keys.ACTION]
+        step = tensordict[keys.STEP] + 1
+        control = dict(tensordict[keys.CONTROL].items())
+        n = self.batch_size[0]
+        last = int(step[0]) == self.process.num_steps
+        state = self._state(x, step, control, self._no_sample(n))
+        reward = x.new_zeros(n)
+        if last:
+            sample = self.process.prior.decode(state[keys.PRIOR_LOC])
+            reward = self.process.reward(sample, control)
+            state.set(keys.SAMPLE, sample)
+        state.set(keys.REWARD, reward[:, None])
+        ended = torch.full((n, 1), last, dtype=torch.bool, device=self.device)
+        state.set("done", ended)
+        state.set("terminated", ended.clone())
+        return state
+
+    def _state(
+        self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], sample: Tensor
+    ) -> TensorDict:
+        return TensorDict(
+            {
+                keys.X: x,
+                keys.STEP: step,
+                keys.CONTROL: TensorDict(dict(control), batch_size=self.batch_size),
+                keys.PRIOR_LOC: self.process.prior_loc(x, step),
+                keys.SAMPLE: sample,
+            },
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+
+    def _no_sample(self, n: int) -> Tensor:
+        shape = self.observation_spec[keys.SAMPLE].shape[1:]
+        return torch.zeros(n, *shape, device=self.device)

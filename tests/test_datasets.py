@@ -1,0 +1,158 @@
+"""Splits never overlap, and bad data is refused where it enters."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from ctrl_rl.datasets import DEFAULT_FRACTIONS, OfflineDataset, array_dataset, digits_dataset
+from ctrl_rl.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "dataset"
+HALVES = {"train": 0.5, "evaluation": 0.5}
+
+
+@pytest.fixture(scope="module")
+def digits() -> OfflineDataset:
+    return digits_dataset()
+
+
+def dataset(**changes: object) -> OfflineDataset:
+    arguments = {
+        "x": torch.zeros(4, 1, 2, 2),
+        "labels": torch.tensor([0, 1, 0, 1]),
+        "num_labels": 2,
+        "splits": {"train": torch.tensor([0, 1]), "evaluation": torch.tensor([2, 3])},
+    }
+    return OfflineDataset(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_digits_splits_are_disjoint_and_cover_everything(digits: OfflineDataset) -> None:
+    rows = torch.cat(list(digits.splits.values()))
+    assert list(digits.splits) == list(DEFAULT_FRACTIONS)
+    assert torch.equal(rows.sort().values, torch.arange(1797))
+
+
+def test_no_digit_is_in_two_splits_under_another_row_number(digits: OfflineDataset) -> None:
+    images = [set(map(bytes, digits.split(name)[0].flatten(1).numpy())) for name in digits.splits]
+    assert len(set.union(*images)) == sum(map(len, images))
+
+
+def test_digits_are_scaled_and_typed(digits: OfflineDataset) -> None:
+    assert digits.x.shape == (1797, 1, 8, 8) and digits.shape == (1, 8, 8)
+    assert digits.x.dtype == torch.float32 and digits.labels.dtype == torch.int64
+    assert (digits.x.min(), digits.x.max()) == (-1, 1)
+
+
+@pytest.mark.parametrize("name", DEFAULT_FRACTIONS)
+def test_splits_are_stratified(digits: OfflineDataset, name: str) -> None:
+    _, labels = digits.split(name)
+    whole = digits.labels.bincount() * DEFAULT_FRACTIONS[name]
+    assert len(labels) == pytest.approx(1797 * DEFAULT_FRACTIONS[name], abs=1.5)
+    # Each of the three cuts rounds a label's count by less than one.
+    assert (labels.bincount(minlength=10) - whole).abs().max() < 3
+
+
+def test_splits_depend_on_the_seed_alone(digits: OfflineDataset) -> None:
+    torch.manual_seed(99)
+    np.random.seed(99)
+    again, other = digits_dataset(), digits_dataset(seed=1)
+    assert all(torch.equal(digits.splits[name], again.splits[name]) for name in digits.splits)
+    assert digits.fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_unknown_split_names_the_nearest(digits: OfflineDataset) -> None:
+    with pytest.raises(ConfigError, match="'evaluatoin'.*'evaluation'"):
+        digits.split("evaluatoin")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(4, 1, 2, 2).double()}, "float64"),
+        ({"x": torch.zeros(4)}, r"\[N, \*shape\]"),
+        ({"x": torch.full((4, 2), float("nan"))}, "NaN"),
+        ({"x": torch.full((4, 2), 255.0)}, r"\[255, 255\].*rescale"),
+        ({"labels": torch.zeros(4)}, "torch.int64"),
+        ({"labels": torch.tensor([0, 1])}, "one class index per row"),
+        ({"labels": torch.tensor([1, 2, 1, 2])}, r"\[1, 2\].*num_labels=2"),
+        ({"splits": {}}, "splits is empty"),
+        ({"splits": {"train": torch.tensor([], dtype=torch.int64)}}, "non-empty"),
+        ({"splits": {"train": torch.tensor([0, 4])}}, "rows 0 to 4.*rows 0 to 3"),
+        ({"splits": {"train": torch.tensor([-1])}}, "rows -1"),
+        ({"splits": {"train": torch.tensor([1, 1])}}, "again in 'train'"),
+        ({"splits": {"a": torch.tensor([0, 1]), "b": torch.tensor([2, 1])}}, "'a' and again in"),
+    ],
+)
+def test_bad_dataset_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataset(**changes)
+
+
+@pytest.mark.parametrize(
+    ("fractions", "message"),
+    [
+        ({"train": 0.5, "evaluation": 0.4}, "add up to 1"),
+        ({"train": 1.5, "evaluation": -0.5}, "above 0"),
+        ({}, "add up to 1"),
+        ({"train": 0.999, "evaluation": 0.001}, "cannot cut a stratified split 'train'"),
+    ],
+)
+def test_bad_fractions_are_refused(fractions: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        digits_dataset(fractions=fractions)
+
+
+def test_array_dataset_reads_what_savez_writes(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, (20, 3, 4, 4))
+    y = np.arange(20, dtype=np.uint8) % 4
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    loaded = array_dataset(path=tmp_path / "data.npz", fractions=HALVES)
+    assert torch.equal(loaded.x, torch.from_numpy(x).float())
+    assert torch.equal(loaded.labels, torch.from_numpy(y).long())
+    assert loaded.num_labels == 4 and loaded.split("train")[0].shape == (10, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((4, 2))}, "holds images.*np.savez"),
+        ({"x": np.zeros((4, 2)), "y": np.array([0, 1, 0])}, r"integer \[4\]"),
+        ({"x": np.zeros((4, 2)), "y": np.array([0.0, 1.0, 0.0, 1.0])}, "y.astype"),
+        ({"x": np.zeros((4, 2)), "y": np.array([1, 2, 1, 2])}, "renumber"),
+        ({"x": np.zeros(4), "y": np.array([0, 1, 0, 1])}, r"\[N, \*shape\]"),
+        ({"x": np.zeros((4, 2), np.uint8), "y": np.array([0, 1, 0, 1])}, "uint8.*127.5"),
+        ({"x": np.full((4, 2), 3.0), "y": np.array([0, 1, 0, 1])}, r"\[3, 3\]"),
+        ({"x": np.full((4, 2), np.nan), "y": np.array([0, 1, 0, 1])}, "NaN"),
+        ({"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, None])}, "not a readable .npz"),
+    ],
+)
+def test_bad_arrays_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message):
+        array_dataset(path=tmp_path / "data.npz", fractions=HALVES)
+
+
+def test_bad_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no file at .*absent.npz"):
+        array_dataset(path=tmp_path / "absent.npz")
+    np.save(tmp_path / "bare.npy", np.zeros(3))
+    with pytest.raises(ConfigError, match="one array without a name"):
+        array_dataset(path=tmp_path / "bare.npy")
+    for content in (b"", b"not an archive", b"PK\x03\x04 cut off"):
+        (tmp_path / "broken.npz").write_bytes(content)
+        with pytest.raises(ConfigError, match="not a readable .npz"):
+            array_dataset(path=tmp_path / "broken.npz")
+
+
+def test_configs_build_datasets(tmp_path: Path, digits: OfflineDataset) -> None:
+    built = instantiate(OmegaConf.load(CONFIGS / "digits.yaml"))
+    assert built.fingerprint == digits.fingerprint
+    np.savez(tmp_path / "data.npz", x=np.zeros((40, 1, 4, 4)), y=np.arange(40) % 2)
+    config = OmegaConf.load(CONFIGS / "npz.yaml")
+    assert instantiate(config, path=str(tmp_path / "data.npz")).num_labels == 2
