@@ -1,21 +1,21 @@
 """Public Python: load a run, sample from it, evaluate it; make environments of tasks."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ctrl_rl import build, keys
-from ctrl_rl.composition import compose
+from ctrl_rl.composition import compose, saved
 from ctrl_rl.envs.control import ControlEnv, ControlVectorEnv
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, RunError
-from ctrl_rl.evaluation.evaluate import Evaluation, evaluate
+from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
 from ctrl_rl.policies import DenoisingPolicy, StrengthPolicy
 from ctrl_rl.priors import Prior
 from ctrl_rl.rollouts import rollout
@@ -67,23 +67,18 @@ class LoadedRun:
         env: the latent env, `trainer.batch_size` episodes.
         policy: the trained policy.
         prior: the pretrained model.
+        cost: what training took until the checkpoint: steps, calls, seconds.
         summary: what summary.json holds, or an empty dict before the evaluation.
     """
 
     def __init__(self, run: Run, checkpoint: int | None = None) -> None:
         self.run = run
-        config = OmegaConf.create(run.config_yaml)
-        assert isinstance(config, DictConfig)
-        self.config = config
-        process = build.build_process(config)
-        self.env = LatentEnv(
-            process,
-            num_envs=config.trainer.batch_size,
-            seed=config.seed,
-            device=process.kernel.scale.device,
-        )
-        self.policy: DenoisingPolicy = build.build_policy(config, process)
+        self.config = saved(run.config_file)
         loaded = run.load(checkpoint)
+        self.cost = loaded.cost
+        process = build.build_process(self.config)
+        self.env = build.build_env(self.config, process)
+        self.policy: DenoisingPolicy = build.build_policy(self.config, process)
         prefix = "average.module."
         averaged = {
             name.removeprefix(prefix): value
@@ -131,8 +126,9 @@ class LoadedRun:
         process = self.env.process
         if n < 1:
             raise ConfigError(f"n={n} must be 1 or more")
-        if not strength >= 0:
+        if not 0 <= strength < math.inf:
             raise ConfigError(f"strength={strength} must be >= 0; 0 is the prior, 1 the policy")
+        build.check_seed(seed)
         if not isinstance(control, dict):
             if len(process.controls) != 1:
                 names = ", ".join(process.controls)
@@ -145,10 +141,17 @@ class LoadedRun:
         return samples
 
     def evaluate(
-        self, report: Callable[[int, int], None] = lambda done, total: None
+        self,
+        plan: EvaluationPlan | None = None,
+        report: Callable[[int, int], None] = lambda done, total: None,
     ) -> Evaluation:
-        """Measure the policy as the config's `evaluation` says."""
-        plan = build.build_evaluation_plan(self.config)
+        """Measure the policy.
+
+        Args:
+            plan: numbers of samples and the like; None for what the config's `evaluation` says.
+            report: called with (conditions done, conditions in all), for a progress bar.
+        """
+        plan = plan or build.build_evaluation_plan(self.config)
         heldout = build.build_heldout(self.config, self.env.process)
         return evaluate(self.env.process, self.policy, plan, heldout=heldout, report=report)
 

@@ -1,55 +1,83 @@
 """From config to objects: the only module that instantiates configs."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl.agents.agent import Agent
+from ctrl_rl.arguments import check_arguments, check_value
 from ctrl_rl.classifiers.calibration import CalibrationReport
+from ctrl_rl.composition import one_line
 from ctrl_rl.datasets import OfflineDataset
+from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, CtrlError, did_you_mean
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
+from ctrl_rl.learner import TrainerConfig
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.pretrain import PretrainPlan
 from ctrl_rl.rewards.classifier import LabelModel
-from ctrl_rl.runs import Run
-from ctrl_rl.learner import TrainerConfig
+from ctrl_rl.runs import Run, RunPlan
 
 Config = TypeVar("Config")
 
 
-def _make(config: DictConfig, /, **arguments: Any) -> Any:
-    """Instantiate one node; errors of the project come through as they are."""
+def _make(config: DictConfig, where: str, /, **arguments: Any) -> Any:
+    """Instantiate the node at the dotted name `where`, with arguments that no config can hold.
+
+    Raises:
+        ConfigError: the node does not fit its target; errors of the project come as they are.
+    """
+    _check_node(OmegaConf.to_container(config, resolve=True), where, arguments)
     try:
         built = instantiate(config, _convert_="all")
         return built(**arguments) if arguments else built
-    except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, CtrlError):
+    except (InstantiationException, TypeError, ValueError, ImportError) as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        if cause is not None:
+        if isinstance(cause, CtrlError):
             raise cause from None
-        raise ConfigError(" ".join(str(error).split())) from error
-    except TypeError as error:
-        target = config.get("_target_", "?")
-        raise ConfigError(f"{target} does not fit its config: {error}") from error
+        raise ConfigError(f"{where} cannot be built: {one_line(cause)}") from error
 
 
-def _dataclass(kind: type[Config], config: DictConfig, group: str) -> Config:
-    """A settings dataclass from a config node, with unknown keys named."""
+def _check_node(node: Any, where: str, given: Collection[str] = ()) -> None:
+    """Check a node with a `_target_` against it, and all nodes inside."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return
+    values = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
+    if "_target_" in node:
+        try:
+            target = get_object(node["_target_"])
+        except Exception as error:  # whatever a plug-in's module raises when it is imported
+            reason = one_line(error)
+            raise ConfigError(f"{where}._target_={node['_target_']} fails: {reason}") from error
+        check_arguments(target, values, where, given)
+    for key, value in values.items():
+        _check_node(value, f"{where}.{key}")
+
+
+def _settings(kind: type[Config], config: Any, where: str) -> Config:
+    """A settings dataclass from a config node."""
+    values = _keys_of(config, where)
+    check_arguments(kind, values, where)
+    return kind(**values)
+
+
+def _keys_of(config: Any, where: str) -> dict[str, Any]:
+    """The plain entries of the node at `where`."""
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{where}={config} must be keys and values; set {where}.KEY=… instead")
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in names:
-            raise ConfigError(f"unknown key '{group}.{key}'; {did_you_mean(str(key), names)}")
-    return kind(**values)  # type: ignore[arg-type]
+    return {str(key): value for key, value in values.items()}
 
 
 def build_device(config: DictConfig) -> torch.device:
@@ -59,30 +87,48 @@ def build_device(config: DictConfig) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={config.device} cannot be used ({reason}); try device=cpu") from error
+        raise ConfigError(
+            f"device={config.device} cannot be used ({reason}); try device=cpu"
+        ) from error
     return device
 
 
 def build_process(config: DictConfig) -> DenoisingProcess:
     """The MDP: prior, kernel, reward and control law."""
-    prior = _make(config.prior)
-    kernel = _make(config.kernel, scheduler_config=prior.scheduler_config)
+    device = build_device(config)
+    check_value(config.env.guidance_strength, float, "env.guidance_strength")
+    prior = _make(config.prior, "prior")
     process = DenoisingProcess(
         prior=prior,
-        kernel=kernel,
-        reward=_make(config.reward),
+        kernel=_make(config.kernel, "kernel", scheduler_config=prior.scheduler_config),
+        reward=_make(config.reward, "reward"),
         guidance_strength=config.env.guidance_strength,
-        control_law=_make(config.control_law),
+        control_law=_make(config.control_law, "control_law"),
     )
-    return process.to(build_device(config))
+    return process.to(device)
+
+
+def build_env(config: DictConfig, process: DenoisingProcess) -> LatentEnv:
+    """The TorchRL env of training: as many episodes as an update has."""
+    size, device = config.trainer.batch_size, process.kernel.scale.device
+    return LatentEnv(process, num_envs=size, seed=check_seed(config.seed), device=device)
+
+
+def check_seed(seed: Any, where: str = "seed") -> int:
+    """The seed, if a generator takes it."""
+    check_value(seed, int, where)
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"{where}={seed} must be 0 or more, and less than 2^63")
+    return int(seed)
 
 
 def build_policy(config: DictConfig, process: DenoisingProcess) -> DenoisingPolicy:
     """The untrained policy; its initial weights depend on the config's seed alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(check_seed(config.seed))
         policy: DenoisingPolicy = _make(
             config.policy,
+            "policy",
             prior=process.prior,
             kernel=process.kernel,
             controls=process.controls,
@@ -92,61 +138,78 @@ def build_policy(config: DictConfig, process: DenoisingProcess) -> DenoisingPoli
 
 def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
     """The agent, refused where the reward has no gradient that it needs."""
-    agent: Agent = _make(config.agent)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(check_seed(config.seed))
+        agent: Agent = _make(config.agent, "agent")
     if agent.needs_reward_gradient and not process.reward_model.differentiable:
         raise ConfigError(
             f"agent={config.choices.agent} differentiates the reward, and "
-            f"{type(process.reward_model).__name__} is not differentiable; use an agent that does "
+            f"reward={config.choices.reward} is not differentiable; use an agent that does "
             "not need the gradient, or a differentiable reward"
         )
-    return agent
+    return agent.to(process.kernel.scale.device)
+
+
+def build_run_plan(config: DictConfig) -> RunPlan:
+    """Where the run goes."""
+    return _settings(RunPlan, config.run, "run")
 
 
 def build_trainer_config(config: DictConfig) -> TrainerConfig:
     """Settings of the training loop."""
-    return _dataclass(TrainerConfig, config.trainer, "trainer")
+    return _settings(TrainerConfig, config.trainer, "trainer")
 
 
 def build_evaluation_plan(config: DictConfig) -> EvaluationPlan:
     """Settings of the evaluation."""
-    node = OmegaConf.masked_copy(config.evaluation, [k for k in config.evaluation if k != "heldout"])
-    return _dataclass(EvaluationPlan, node, "evaluation")
+    node = OmegaConf.masked_copy(
+        config.evaluation, [k for k in config.evaluation if k != "heldout"]
+    )
+    return _settings(EvaluationPlan, node, "evaluation")
 
 
 def build_heldout(config: DictConfig, process: DenoisingProcess) -> Mapping[str, LabelModel]:
     """Classifiers by control that only judge; empty where a task has none."""
     heldout: dict[str, LabelModel] = {}
-    for name, node in config.evaluation.heldout.items():
+    for name in _keys_of(config.evaluation.heldout, "evaluation.heldout"):
         if name not in process.controls:
             hint = did_you_mean(str(name), process.controls)
             raise ConfigError(f"evaluation.heldout names the unknown control '{name}'; {hint}")
-        heldout[str(name)] = _make(node).to(process.kernel.scale.device)
+        model = _make(config.evaluation.heldout[name], f"evaluation.heldout.{name}")
+        heldout[str(name)] = model.to(process.kernel.scale.device)
     return heldout
 
 
-def build_logger(config: DictConfig, run: Run) -> Any:
-    """A TorchRL logger that writes into the run folder, or None."""
+def build_logger(config: DictConfig) -> Callable[[Run], Any]:
+    """What makes a TorchRL logger, or None, that writes into a run's folder."""
     target = config.logger["_target_"].rpartition(".")[2]
-    arguments: dict[str, Any] = {"exp_name": "log", "log_dir": str(run.path)}
-    if target == "WandbLogger":
-        arguments = {"exp_name": config.run.name, "save_dir": str(run.path)}
-    return _make(config.logger, **arguments)
+    if target == "WandbLogger" and find_spec("wandb") is None:
+        raise ConfigError("logger=wandb needs a package that is not here: pip install wandb")
+
+    def make(run: Run) -> Any:
+        if target == "WandbLogger":
+            arguments = {"exp_name": run.path.name, "save_dir": str(run.path)}
+        else:
+            arguments = {"exp_name": "log", "log_dir": str(run.path)}
+        return _make(config.logger, "logger", **arguments)
+
+    return make
 
 
 def build_dataset(config: DictConfig) -> OfflineDataset:
     """The offline dataset."""
-    dataset: OfflineDataset = _make(config.dataset)
+    dataset: OfflineDataset = _make(config.dataset, "dataset")
     return dataset
 
 
 def build_pretrain_plan(config: DictConfig) -> PretrainPlan:
     """Settings of pretraining."""
-    return _dataclass(PretrainPlan, config.recipe, "recipe")
+    return _settings(PretrainPlan, config.recipe, "recipe")
 
 
 def fit_classifier(config: DictConfig) -> CalibrationReport:
     """Fit, calibrate and save the classifier of a config."""
     report: CalibrationReport = _make(
-        config.classifier, dataset=build_dataset(config), out=config.out
+        config.classifier, "classifier", dataset=build_dataset(config), out=config.out
     )
     return report

@@ -5,89 +5,149 @@ Nothing heavy is imported before a command needs it, so that help and typing err
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NoReturn
 
 from ctrl_rl import __version__
-from ctrl_rl.composition import choices, groups
-from ctrl_rl.errors import CtrlError
+from ctrl_rl.composition import check_folders, compose, config_folder, defaults, files, groups
+from ctrl_rl.errors import CtrlError, did_you_mean
+from ctrl_rl.interrupts import Interrupted
 
 _COMMANDS = {
     "train": "train an agent in a task, then evaluate it",
-    "evaluate": "measure a run again: ctrl-rl evaluate run=runs/demo",
-    "sample": "draw from a run: ctrl-rl sample run=runs/demo control=3 n=64 strength=1.5",
-    "pretrain": "train a prior on a dataset: ctrl-rl pretrain prior=digits",
-    "classifier": "fit and calibrate a classifier: ctrl-rl classifier classifier=digits",
+    "evaluate": "measure a run again",
+    "sample": "draw from a run",
+    "pretrain": "train a prior on a dataset",
+    "classifier": "fit and calibrate a classifier",
     "list": "show every choice of every config group",
+}
+_EXAMPLES = {
+    "train": """\
+  ctrl-rl train env=gaussian seed=3 trainer.updates=100
+  ctrl-rl train resume=runs/demo              go on after an interruption
+  ctrl-rl train resume=runs/demo checkpoint=50""",
+    "evaluate": """\
+  ctrl-rl evaluate run=runs/demo
+  ctrl-rl evaluate run=runs/demo checkpoint=50 evaluation.policy_samples=1024""",
+    "sample": """\
+  ctrl-rl sample run=runs/demo control=3 n=64 seed=1
+  ctrl-rl sample run=runs/demo control.digit=3 strength=1.5 out=pictures""",
+    "pretrain": "  ctrl-rl pretrain prior=digits out=priors/mine",
+    "classifier": "  ctrl-rl classifier classifier=digits out=classifiers/mine",
+    "list": "  ctrl-rl list --config-dir my_configs",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 2 for a refused setting, 130 after Ctrl-C."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
-    options, overrides = parser.parse_known_args(given)
-    if options.command is None:
-        parser.print_help()
-        return 0
-    wrong = [word for word in overrides if word.startswith("-")]
+    if "" not in sys.path:
+        sys.path.append("")  # plug-ins beside the user, as with `python -m`
     try:
-        if wrong:
-            raise CtrlError(f"unknown option {wrong[0]}; see ctrl-rl {options.command} --help")
-        return _command(options.command)(overrides, options.config_dir)
-    except CtrlError as error:
-        from ctrl_rl.trainer import Interrupted
-
+        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except (CtrlError, OSError) as error:
         print(f"ctrl-rl: {error}", file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
         print("ctrl-rl: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf"):
+            raise  # a bug, here or in a plug-in, deserves its traceback
+        print(f"ctrl-rl: config: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
 
 
-def _command(name: str) -> Callable[[list[str], list[str]], int]:
-    if name == "list":
-        return _list
+def _dispatch(given: list[str]) -> int:
+    if given and not given[0].startswith("-") and given[0] not in _COMMANDS:
+        raise CtrlError(f"unknown command '{given[0]}'; {did_you_mean(given[0], _COMMANDS)}")
+    parser = _parser()
+    options, words = parser.parse_known_args(given)
+    command = options.command
+    wrong = [word for word in words if word.startswith("-")]
+    if wrong:
+        raise CtrlError(f"unknown option {wrong[0]}; see ctrl-rl {command or ''} --help")
+    if command is None:
+        parser.print_help()
+        return 0
+    extra = getattr(options, "config_dir", [])
+    if command == "list":
+        return _list(words, extra)
+    if command == "train" and any(word.startswith(("resume=", "checkpoint=")) for word in words):
+        command = "resume"
+    if command in _main_configs():
+        config = compose(command, words, extra)  # before torch, so that errors come at once
+        from ctrl_rl import commands
+
+        return int(getattr(commands, command)(config))
     from ctrl_rl import commands
 
-    run: Callable[[list[str], list[str]], int] = getattr(commands, name)
-    return run
+    return int(getattr(commands, command)(words))
+
+
+def _main_configs() -> list[str]:
+    return sorted(file.stem for file in config_folder().glob("*.yaml"))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CtrlError(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    in_lines = partial(argparse.RawDescriptionHelpFormatter, max_help_position=16)
+    parser = _Parser(
         prog="ctrl-rl",
         description="Steer a pretrained diffusion model with soft RL, certified in nats.",
-        epilog="Every command takes Hydra overrides, such as agent=ctrl env=digits seed=3.",
+        epilog=_describe(defaults("train"), "train"),
+        formatter_class=in_lines,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in _COMMANDS.items():
+        known = defaults(name) if name in _main_configs() else {}
         command = commands.add_parser(
             name,
             help=text,
-            description=f"{text}.",
-            usage=f"ctrl-rl {name} [--config-dir DIR] [key=value ...]",
-            epilog=_describe_groups(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            description=f"{text[0].upper()}{text[1:]}.",
+            usage=f"ctrl-rl {name} {'' if name == 'list' else '[key=value ...]'}",
+            epilog=f"examples:\n{_EXAMPLES[name]}\n\n{_describe(known, name) if known else ''}",
+            formatter_class=in_lines,
+            allow_abbrev=False,
         )
-        command.add_argument(
-            "--config-dir",
-            action="append",
-            default=[],
-            metavar="DIR",
-            help="a folder with config groups of your own, such as DIR/agent/mine.yaml",
-        )
+        if known or name == "list":
+            command.add_argument(
+                "--config-dir",
+                action="append",
+                default=[],
+                metavar="DIR",
+                help="a folder with config groups of your own, such as DIR/agent/mine.yaml; "
+                "its targets may be Python files of the working directory",
+            )
     return parser
 
 
-def _describe_groups(extra: Sequence[str] = ()) -> str:
-    lines = [f"  {group}={'|'.join(choices(group, extra))}" for group in groups()]
-    return "config groups:\n" + "\n".join(lines)
+def _describe(known: Mapping[str, str], name: str) -> str:
+    lines = [f"  {group}={'|'.join(files(group))}" for group in known if files(group)]
+    keys = f"Keys inside a group: trainer.updates=100. All choices: ctrl-rl list. {name} is"
+    keys = f"{keys} configs/{name}.yaml."
+    return "\n".join(["config groups, as group=choice:", *lines, "", keys])
 
 
-def _list(overrides: list[str], extra: list[str]) -> int:
-    del overrides
-    print(_describe_groups(extra))
+def _list(words: Sequence[str], extra: Sequence[str]) -> int:
+    if words:
+        raise CtrlError(f"list takes no '{words[0]}'; only --config-dir DIR")
+    check_folders(extra)
+    for group in groups(extra):
+        print(group)
+        for name, file in files(group, extra).items():
+            text = file.read_text(errors="replace").splitlines()
+            notes = [line[1:].strip() for line in text if line.startswith("#")]
+            notes = [note for note in notes if not note.startswith("@")]
+            print(f"  {name:<14} {notes[0] if notes else ''}".rstrip())
     return 0
 
 

@@ -1,14 +1,18 @@
 """Composing configs: Hydra's compose with errors that a person can act on.
 
 The yaml files are the registry: a group's choices are the files of its folder, here and in every
-folder given as `--config-dir`.
+folder given as `--config-dir`. No torch is imported, so that typing errors answer at once.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.errors import ConfigError, RunError, did_you_mean
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def config_folder() -> Path:
@@ -18,28 +22,43 @@ def config_folder() -> Path:
     return Path(ctrl_rl.configs.__path__[0])
 
 
-def choices(group: str, extra: Sequence[str] = ()) -> list[str]:
-    """Names of the yamls of a group, the project's and those of extra config folders."""
-    folders = [config_folder(), *(Path(folder) for folder in extra)]
-    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+def files(group: str, extra: Sequence[str] = ()) -> dict[str, Path]:
+    """The yamls of a group by name: the project's, then those of extra config folders."""
+    folders = [Path(folder) for folder in extra] + [config_folder()]
+    found = [file for folder in folders for file in (folder / group).glob("*.yaml")]
+    return dict(sorted(((file.stem, file) for file in found), key=lambda pair: pair[0]))
 
 
-def groups() -> list[str]:
+def groups(extra: Sequence[str] = ()) -> list[str]:
     """Names of all config groups."""
-    folder = config_folder()
-    return sorted(path.name for path in folder.iterdir() if any(path.glob("*.yaml")))
+    folders = [config_folder(), *(Path(folder) for folder in extra)]
+    found = {path.name for folder in folders for path in folder.iterdir()}
+    return sorted(name for name in found if files(name, extra))
 
 
-def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()):  # type: ignore[no-untyped-def]
+def defaults(name: str) -> dict[str, str]:
+    """Groups of a main config, such as `train`, and what each is by default."""
+    text = (config_folder() / f"{name}.yaml").read_text()
+    return dict(re.findall(r"^  - (\w+): (\S+)", text, re.MULTILINE))
+
+
+def check_folders(extra: Sequence[str]) -> None:
+    """Raise `ConfigError` where a `--config-dir` is not a folder."""
+    for folder in extra:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir {folder} is not a folder")
+
+
+def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "DictConfig":
     """Compose a main config with overrides.
 
     Args:
         name: `train`, `pretrain` or `classifier`: a yaml at the top of the config folder.
         overrides: Hydra overrides, such as ``agent=ctrl`` or ``trainer.updates=100``.
-        extra: more config folders, searched first; for plug-ins outside the project.
+        extra: more config folders, searched after the project's; for plug-ins outside of it.
 
     Returns:
-        The resolved `DictConfig`.
+        The resolved config; `choices` in it holds what was chosen of every group.
 
     Raises:
         ConfigError: an unknown group, choice, key or a missing value, with the nearest match.
@@ -48,25 +67,26 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()):  # 
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
-    for folder in extra:
-        if not Path(folder).is_dir():
-            raise ConfigError(f"--config-dir {folder} is not a folder")
-    _check_choices(overrides, extra)
-    search = ",".join(f"file://{Path(folder).resolve()}" for folder in extra)
-    paths = [f"hydra.searchpath=[{search}]"] if extra else []
+    check_folders(extra)
+    _check_choices(name, overrides, extra)
+    search = ",".join(f"'file://{Path(folder).resolve()}'" for folder in extra)
     try:
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = hydra.compose(name, [*paths, *overrides], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(str(error), name, overrides)) from error
-    OmegaConf.set_struct(composed, False)
-    picked = composed.pop("hydra").runtime.choices
-    composed.choices = {group: picked[group] for group in groups() if group in picked}
-    try:
+            words = [f"hydra.searchpath=[{search}]", *overrides]
+            composed = hydra.compose(name, words, return_hydra_config=True)
+        OmegaConf.set_struct(composed, False)
+        picked = composed.pop("hydra").runtime.choices
+        composed.choices = {key: value for key, value in picked.items() if "/" not in key}
         OmegaConf.resolve(composed)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{_first_line(error)}") from error
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        unknown = re.search(r"Could not override '([^']+)'", str(error))
+        if unknown:
+            key = unknown.group(1)
+            good = [other for other in overrides if _key(other) != key]
+            raise ConfigError(_unknown(key, compose(name, good, extra))) from error
+        raise ConfigError(one_line(error)) from error
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(f"no value for {missing[0]}; add {missing[0]}=…")
@@ -74,46 +94,89 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()):  # 
     return composed
 
 
-def _check_choices(overrides: Sequence[str], extra: Sequence[str]) -> None:
+def saved(file: Path, overrides: Sequence[str] = ()) -> "DictConfig":
+    """A run's own config, with overrides of keys that it has.
+
+    Raises:
+        RunError: the file is damaged.
+        ConfigError: an override of a key that it does not have.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        config = OmegaConf.load(file)
+    except (OSError, UnicodeDecodeError, OmegaConfBaseException, YAMLError) as error:
+        raise RunError(f"{file} cannot be read: {one_line(error)}") from error
+    if not isinstance(config, DictConfig):
+        raise RunError(f"{file} is not the config of a run; restore it or train anew")
+    OmegaConf.set_struct(config, True)
+    for word in overrides:
+        parsed = _parse(word)
+        try:
+            OmegaConf.update(config, parsed.key_or_group, parsed.value())
+        except OmegaConfBaseException as error:
+            raise ConfigError(_unknown(parsed.key_or_group, config)) from error
+    return config
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a library's error on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _parse(word: str) -> Any:
+    """Parse one override by Hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if "=" not in word and not word.startswith("~"):
+        raise ConfigError(f"'{word}' is no override; write key=value, such as agent=ctrl")
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        reason = one_line(error).partition(" See https")[0]
+        key = _key(word)
+        raise ConfigError(
+            f"cannot read {word} ({reason}); close every bracket and quote, and quote "
+            f"text with special characters: \"{key}='…'\""
+        ) from error
+    if parsed.is_sweep_override():
+        raise ConfigError(f"{word} has several values; give one, or a list in brackets: [a,b]")
+    return parsed
+
+
+def _check_choices(name: str, overrides: Sequence[str], extra: Sequence[str]) -> None:
     """Refuse unknown choices by name before Hydra does so in a paragraph."""
-    known = set(groups())
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        key = key.lstrip("+~")
-        if not separator:
-            raise ConfigError(f"'{override}' is no override; write key=value, such as agent=ctrl")
-        if key in known and value not in ("null", *choices(key, extra)):
-            raise ConfigError(f"unknown {key} '{value}'; {did_you_mean(value, choices(key, extra))}")
+    known = defaults(name)
+    for word in overrides:
+        parsed = _parse(word)
+        group = parsed.key_or_group
+        if group in known and not parsed.is_delete():
+            chosen, accepted = parsed.value(), list(files(group, extra))
+            accepted += ["null"] if known[group] == "null" else []
+            chosen = "null" if chosen is None else str(chosen)
+            if chosen not in accepted:
+                raise ConfigError(f"unknown {group} '{chosen}'; {did_you_mean(chosen, accepted)}")
 
 
-def _explain(message: str, name: str, overrides: Sequence[str]) -> str:
-    """One line for a Hydra error, with the nearest key where a key is unknown."""
-    unknown = re.search(r"Could not override '([^']+)'", message)
-    if unknown:
-        key = unknown.group(1)
-        return f"unknown key '{key}'; {_nearest_key(key, name, overrides)}"
-    return " ".join(message.split())
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
 
 
-def _nearest_key(key: str, name: str, overrides: Sequence[str]) -> str:
-    """Hint from the keys of the config that the other overrides give."""
-    good = [other for other in overrides if other.partition("=")[0].lstrip("+~") != key]
-    known = _keys(compose(name, good))
+def _unknown(key: str, config: "DictConfig") -> str:
+    """Message for an unknown key: the nearest of the keys beside it."""
     parent = key.rpartition(".")[0]
+    known = [other for other in _keys(config) if other.partition(".")[0] != "choices"]
     siblings = [other for other in known if other.rpartition(".")[0] == parent]
-    return did_you_mean(key, siblings or [other for other in known if "." not in other])
+    hint = did_you_mean(key, siblings or [other for other in known if "." not in other])
+    return f"unknown key '{key}'; {hint}"
 
 
-def _keys(config, prefix: str = "") -> list[str]:  # type: ignore[no-untyped-def]
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
     """All dotted keys of a config."""
-    found: list[str] = []
     for key in config:
-        dotted = f"{prefix}{key}"
-        found.append(dotted)
+        yield f"{prefix}{key}"
         if hasattr(config[key], "keys"):
-            found.extend(_keys(config[key], f"{dotted}."))
-    return found
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+            yield from _keys(config[key], f"{prefix}{key}.")

@@ -6,6 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ctrl_rl.errors import CtrlError
+
+
+class Interrupted(CtrlError):
+    """The user pressed Ctrl-C; the message says how to go on."""
+
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[threading.Event]:

@@ -47,9 +47,14 @@ class TrainerConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} must be 1 or more")
+        for name in ("warmup", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"trainer.{name}={getattr(self, name)} must be 0 or more")
         for name, rate in self.learning_rate.items():
-            if not rate > 0:
+            if not 0 < rate < math.inf:
                 raise ConfigError(f"trainer.learning_rate.{name}={rate} must be > 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"trainer.betas={list(self.betas)} must be in [0, 1)")
         if self.schedule not in SCHEDULES:
             hint = did_you_mean(self.schedule, SCHEDULES)
             raise ConfigError(f"unknown trainer.schedule '{self.schedule}'; {hint}")
@@ -94,7 +99,7 @@ class Learner:
         )
         self.average: AveragedModel | None = None
         if config.ema_decay is not None:
-            averaging = get_ema_multi_avg_fn(config.ema_decay)
+            averaging = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(policy, multi_avg_fn=averaging)
 
     @property
@@ -117,9 +122,12 @@ class Learner:
         Raises:
             NonFiniteError: loss or gradient is not finite; no parameter was touched.
         """
-        total = torch.stack([losses[name] for name in losses.keys() if name.startswith("loss_")])
+        named = [losses[name] for name in losses.keys() if name.startswith("loss_")]
+        if not named:
+            raise ConfigError("the agent gave no loss; name at least one of its results loss_…")
+        total = torch.stack(named)
         self.optimizer.zero_grad(set_to_none=True)
-        total.sum().backward()
+        total.sum().backward()  # type: ignore[no-untyped-call]
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -147,13 +155,14 @@ class Learner:
             state |= {f"average.{name}": value for name, value in averaged.items()}
         return state
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave."""
+    def load(self, policy: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+        """Take over the policy's weights and what `state` gave."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             found = {name: value for name, value in state.items() if name.startswith(prefix)}
             return {name.removeprefix(prefix): value for name, value in found.items()}
 
+        self.policy.load_state_dict(policy)
         self.agent.load_state_dict(part("agent."))
         if self.average is not None:
             self.average.load_state_dict(part("average."))

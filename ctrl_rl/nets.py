@@ -1,23 +1,43 @@
-"""Small networks that a policy adds to a prior."""
+"""Small networks that a policy adds to a prior, and tables that keep their precision."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+
+
+class FixedPrecision(nn.Module):
+    """A module whose own tensors follow moves between devices but never change their dtype.
+
+    `policy.bfloat16()` must not round the tables of a schedule; networks inside follow the cast.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if recurse:
+            for child in self.children():
+                child._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(  # type: ignore[no-untyped-call]
+            lambda tensor: tensor.to(fn(tensor).device), recurse=False
+        )
+        return self
 
 
 class ControlEmbedding(nn.Module):
     """Sum of one zero-initialised table per named control, each with a null row.
 
     Additive, so that the number of rows is the sum and not the product of the numbers of labels
-    (one row per combination would grow exponentially with the controls). The last row of a table
-    is the null label: it is 0 and stays 0, since `padding_idx` gives it no gradient.
+    (one row per combination would grow exponentially with the controls); 0 without any control. The
+    last row of a table is the null label: it is 0 and stays 0, since `padding_idx` gives it no
+    gradient.
 
     Args:
         controls: number of labels of each named control, without the null label.
         features: width E of the embedding.
     """
+
+    nothing: Tensor
 
     def __init__(self, controls: Mapping[str, int], features: int) -> None:
         super().__init__()
@@ -28,10 +48,12 @@ class ControlEmbedding(nn.Module):
         for table in tables.values():
             nn.init.zeros_(table.weight)
         self.tables = nn.ModuleDict(tables)
+        self.register_buffer("nothing", torch.zeros(1, features), persistent=False)
 
     def forward(self, control: Mapping[str, Tensor]) -> Tensor:
-        """Embed labels, each [B] int64, as [B, E]."""
-        return torch.stack([table(control[name]) for name, table in self.tables.items()]).sum(0)
+        """Embed labels, each [B] int64, as [B, E], or [1, E] without any control."""
+        rows: list[Tensor] = [table(control[name]) for name, table in self.tables.items()]
+        return sum(rows, self.nothing)
 
 
 class DriftNetwork(nn.Module):

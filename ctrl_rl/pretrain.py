@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ctrl_rl.datasets import OfflineDataset
-from ctrl_rl.errors import ConfigError, NonFiniteError
+from ctrl_rl.errors import ConfigError, NonFiniteError, did_you_mean
+
+_TARGETS: dict[str, Callable[..., Tensor]] = {
+    "epsilon": lambda scheduler, clean, noise, timestep: noise,
+    "v_prediction": lambda scheduler, *parts: scheduler.get_velocity(*parts),
+    "sample": lambda scheduler, clean, noise, timestep: clean,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,10 @@ class PretrainPlan:
             raise ConfigError(f"recipe.learning_rate={self.learning_rate} must be > 0")
         if not 0 < self.ema_decay < 1:
             raise ConfigError(f"recipe.ema_decay={self.ema_decay} must be between 0 and 1")
+        predicted, accepted = self.scheduler.get("prediction_type"), set(_TARGETS)
+        if predicted not in accepted:
+            hint = did_you_mean(str(predicted), accepted)
+            raise ConfigError(f"unknown recipe.scheduler.prediction_type '{predicted}'; {hint}")
 
 
 def pretrain(
@@ -57,8 +68,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train an unconditional UNet by the denoising objective and save it as a `DDPMPipeline`.
 
-    The target is what the scheduler's `prediction_type` says: noise (Ho, Jain, Abbeel 2020, eq. 14),
-    velocity (Salimans and Ho 2022, app. D) or the sample itself; mean squared error, timesteps
+    The target is what the scheduler's `prediction_type` says: noise (Ho, Jain, Abbeel 2020, eq.
+    14), velocity (Salimans and Ho 2022, app. D) or the sample itself; mean squared error, timesteps
     uniform. Deterministic on a CPU.
 
     Args:
@@ -73,22 +84,22 @@ def pretrain(
     Raises:
         NonFiniteError: the loss is not finite.
     """
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
+    diffusers: Any = import_module("diffusers")  # heavy, and without types
     images, _ = dataset.split(plan.split)
     started = time.monotonic()
     generator = torch.Generator().manual_seed(plan.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        unet = UNet2DModel(**plan.unet)
-    scheduler = DDPMScheduler(**plan.scheduler)
+        unet = _build(diffusers.UNet2DModel, plan.unet, "recipe.unet")
+    scheduler = _build(diffusers.DDPMScheduler, plan.scheduler, "recipe.scheduler")
     optimizer = torch.optim.AdamW(
         unet.parameters(),
         lr=plan.learning_rate,
         betas=(plan.betas[0], plan.betas[1]),
         weight_decay=plan.weight_decay,
     )
-    average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
+    averaging = get_ema_multi_avg_fn(plan.ema_decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(unet, multi_avg_fn=averaging)
     losses = []
     for update in range(plan.updates):
         factor = 0.5 * (1 + math.cos(math.pi * update / plan.updates))
@@ -108,7 +119,6 @@ def pretrain(
         losses.append(loss.item())
         report(update + 1, losses[-1])
     trained = average.module
-    assert isinstance(trained, UNet2DModel)
     tail = losses[-max(1, plan.updates // 10) :]
     figures = {
         "parameters": sum(p.numel() for p in trained.parameters()),
@@ -116,10 +126,18 @@ def pretrain(
         "updates": plan.updates,
         "loss": sum(tail) / len(tail),
     }
-    DDPMPipeline(unet=trained.eval(), scheduler=scheduler).save_pretrained(out)
+    diffusers.DDPMPipeline(unet=trained.eval(), scheduler=scheduler).save_pretrained(out)
     (out / "recipe.json").write_text(json.dumps(asdict(plan) | figures, indent=2) + "\n")
     (out / "README.md").write_text(_model_card(plan, figures))
     return figures | {"seconds": time.monotonic() - started}
+
+
+def _build(kind: Any, settings: dict[str, Any], where: str) -> Any:
+    try:
+        return kind(**settings)
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where} does not fit diffusers' {kind.__name__}: {reason}") from error
 
 
 def _denoising_loss(
@@ -129,11 +147,7 @@ def _denoising_loss(
     limit = scheduler.config.num_train_timesteps
     timestep = torch.randint(limit, (len(clean),), generator=generator)
     noisy = scheduler.add_noise(clean, noise, timestep)
-    target = {
-        "epsilon": lambda: noise,
-        "v_prediction": lambda: scheduler.get_velocity(clean, noise, timestep),
-        "sample": lambda: clean,
-    }[scheduler.config.prediction_type]()
+    target = _TARGETS[scheduler.config.prediction_type](scheduler, clean, noise, timestep)
     prediction = unet(noisy, timestep, return_dict=False)[0]
     return nn.functional.mse_loss(prediction, target)
 

@@ -1,14 +1,24 @@
-"""Progress bars and the closing table, on standard error."""
+"""Progress bars and the closing table, on standard error, within 80 columns."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+_COLUMNS = {
+    "reward": "reward",
+    "KL": "kl_nats",
+    "gap": "gap_nats",
+    "certified": "gap_nats_certified",
+    "accuracy": "accuracy",
+    "held-out": "heldout_accuracy",
+    "diversity": "diversity",
+}
 
 
 @contextmanager
@@ -16,46 +26,48 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, Mapping[str, float]],
     """A live bar; the yielded function takes (done, figures to show)."""
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[clock]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total, figures="")
+        task = progress.add_task(title, total=total, figures="", clock="left")
 
         def report(done: int, figures: Mapping[str, float]) -> None:
-            shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            progress.update(task, completed=done, figures=shown)
+            shown = " ".join(f"{name} {value:.2f}" for name, value in figures.items())
+            clock = "left" if done < total else ""
+            progress.update(task, completed=done, figures=shown, clock=clock)
 
         yield report
 
 
+def say(text: str) -> None:
+    """Print one line, never broken, so that a path in it can be copied."""
+    Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 def show_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Print prior, policy and exact conditional as a table, and what contradicts itself."""
-    table = Table(title=f"{path}: {summary['agent']} on {summary['task']} (rewards, KL, gap in nats)")
-    for heading in ("", "reward", "KL", "gap", "certified", "accuracy", "held-out", "diversity"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for source, row in {
-        "prior": summary["prior"],
-        "policy": summary,
-        "exact": summary["exact"],
-    }.items():
+    say(f"\n{path}: {summary['agent']} on {summary['task']}, in nats")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for heading in _COLUMNS:
+        table.add_column(heading, justify="right")
+    rows = {"prior": summary["prior"], "policy": summary, "exact": summary["exact"]}
+    for source, row in rows.items():
         if row is not None:
-            names = ("reward", "kl_nats", "gap_nats", "gap_nats_certified")
-            quality = ("accuracy", "heldout_accuracy", "diversity")
-            table.add_row(source, *(_cell(row.get(name)) for name in names + quality))
-    console = Console(stderr=True)
-    console.print(table)
+            table.add_row(source, *(_cell(row.get(name)) for name in _COLUMNS.values()))
+    Console(stderr=True).print(table)
     low, high = summary["gap_nats_ci"]
-    console.print(
-        f"gap {summary['gap_nats']:.3f} nats, 95 % interval [{low:.3f}, {high:.3f}]; "
+    say(
+        f"gap {summary['gap_nats']:.3f} nats, interval [{low:.3f}, {high:.3f}]; "
         f"log Z {summary['log_z']:.3f}, ESS {summary['ess']:.2f}"
     )
     for sentence in summary["contradictions"]:
-        console.print(f"[yellow]contradiction:[/yellow] {sentence}")
-    console.print(f"picture: {path / 'samples.png'}")
+        say(f"contradiction: {sentence}")
+    say(f"picture: {path / 'samples.png'}")
 
 
 def _cell(value: float | None) -> str:

@@ -12,6 +12,7 @@ and it carries the hashes of its files, so that a damaged one is found before it
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,9 +21,34 @@ from typing import Any
 
 from torch import Tensor
 
-from ctrl_rl.errors import RunError, did_you_mean
+from ctrl_rl.errors import ConfigError, RunError, did_you_mean
 
-Tensors = Mapping[str, Tensor]
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """Where a run goes; `run` in `configs/train.yaml` explains each.
+
+    Raises:
+        ConfigError: the name is not that of one folder.
+    """
+
+    root: str
+    name: str | int
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would leave the root."""
+        name = str(self.name)
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise ConfigError(
+                f"run.name={name} is not the name of one folder; "
+                "say where run folders live with run.root"
+            )
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return Path(self.root) / str(self.name)
 
 
 @dataclass(frozen=True)
@@ -33,13 +59,23 @@ class Checkpoint:
         update: number of finished updates.
         policy: the policy's state dict.
         training: everything else that is a tensor: optimizer, average, agent, random states.
-        counters: everything that is not.
+        counters: calls of `prior`, `policy` and `reward`, counted in samples, and `wall_s`.
     """
 
     update: int
     policy: dict[str, Tensor]
     training: dict[str, Tensor]
     counters: dict[str, Any]
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What training took, for summary.json."""
+        return {
+            "steps": self.update,
+            "denoiser_calls": self.counters["prior"] + self.counters["policy"],
+            "reward_calls": self.counters["reward"],
+            "wall_s": round(self.counters["wall_s"], 1),
+        }
 
 
 class Run:
@@ -53,24 +89,37 @@ class Run:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, config_yaml: str, *, overwrite: bool) -> "Run":
+    def check_free(cls, plan: RunPlan) -> None:
+        """Ask before any work whether `create` may make the folder.
+
+        Raises:
+            RunError: the folder exists and may not be replaced.
+        """
+        run = cls(plan.path)
+        path, is_empty = run.path, run.path.is_dir() and not any(run.path.iterdir())
+        if not path.exists() or is_empty:
+            return
+        if not run.config_file.is_file():
+            raise RunError(f"{path} exists and is no run folder; give another run.name")
+        if not plan.overwrite:
+            raise RunError(
+                f"run folder {path} exists; go on with resume={path}, replace it with "
+                "run.overwrite=true, or give another run.name"
+            )
+
+    @classmethod
+    def create(cls, plan: RunPlan, config_yaml: str) -> "Run":
         """Make a new folder with its config.
 
         Raises:
             RunError: the folder exists and may not be replaced.
         """
-        if path.exists() and any(path.iterdir()):
-            if not overwrite:
-                raise RunError(
-                    f"run folder {path} exists; go on with resume={path}, replace it with "
-                    "run.overwrite=true, or give another run.name"
-                )
-            if not (path / "config.yaml").is_file():
-                raise RunError(f"{path} is not a run folder, so it is not replaced; give another run.name")
-            shutil.rmtree(path)
-        run = cls(path)
-        run._checkpoints.mkdir(parents=True, exist_ok=True)
-        (path / "config.yaml").write_text(config_yaml)
+        cls.check_free(plan)
+        run = cls(plan.path)
+        if run.path.exists():
+            shutil.rmtree(run.path)
+        run._checkpoints.mkdir(parents=True)
+        run.config_file.write_text(config_yaml)
         return run
 
     @classmethod
@@ -78,18 +127,20 @@ class Run:
         """Open an existing folder.
 
         Raises:
-            RunError: there is no run at `path`; the nearest run beside it is named.
+            RunError: there is no run at `path`; the nearest run beside it, or in `runs`, is named.
         """
-        if not (path / "config.yaml").is_file():
-            beside = path.parent.glob("*/config.yaml") if path.parent.is_dir() else iter(())
-            known = [str(file.parent) for file in beside]
-            raise RunError(f"no run folder at {path}; {did_you_mean(str(path), known)}")
-        return cls(path)
+        run = cls(path)
+        if not run.config_file.is_file():
+            folders = {path.parent, path.parent / "runs"}
+            known = {str(file.parent) for place in folders for file in place.glob("*/config.yaml")}
+            hint = did_you_mean(str(path), known) if known else "train one with ctrl-rl train"
+            raise RunError(f"no run folder at {path}; {hint}")
+        return run
 
     @property
-    def config_yaml(self) -> str:
-        """Text of the resolved config."""
-        return (self.path / "config.yaml").read_text()
+    def config_file(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
 
     @property
     def _checkpoints(self) -> Path:
@@ -98,7 +149,7 @@ class Run:
     def log(self, figures: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(dict(figures)) + "\n")
+            file.write(json.dumps(_strict(figures), allow_nan=False) + "\n")
 
     def metrics(self) -> Iterator[dict[str, float]]:
         """The lines of metrics.jsonl."""
@@ -107,11 +158,16 @@ class Run:
             for line in file.read_text().splitlines():
                 yield json.loads(line)
 
-    def forget_metrics_after(self, update: int) -> None:
-        """Drop lines of updates that a resumed run will do again, also a half-written last one."""
+    def forget_after(self, update: int) -> None:
+        """Drop lines and checkpoints of updates that a resumed run will do again, and halves."""
+        for partial in self._checkpoints.glob("*.partial"):
+            shutil.rmtree(partial)
+        for later in self.checkpoints():
+            if later > update:
+                shutil.rmtree(self._checkpoints / f"{later:06d}")
         file = self.path / "metrics.jsonl"
         if file.is_file():
-            kept = file.read_text().splitlines(keepends=True)[:update]
+            kept = file.read_text().splitlines(keepends=True)[:update]  # a half one is the last
             partial = file.with_suffix(".partial")
             partial.write_text("".join(kept))
             partial.replace(file)
@@ -119,7 +175,7 @@ class Run:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         partial = self.path / "summary.json.partial"
-        partial.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        partial.write_text(json.dumps(_strict(summary), indent=2, allow_nan=False) + "\n")
         partial.replace(self.path / "summary.json")
 
     def save(self, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -162,45 +218,64 @@ class Run:
             raise RunError(f"{self.path} has no checkpoint; start it anew with run.overwrite=true")
         wanted = known[-1] if update is None else update
         if wanted not in known:
-            raise RunError(f"{self.path} has no checkpoint {wanted}; {did_you_mean(str(wanted), map(str, known))}")
-        reason = self._damage(wanted)
-        if reason:
-            good = [other for other in known if other < wanted and not self._damage(other)]
+            raise RunError(f"{self.path} has no checkpoint={wanted}; it has {known}")
+        try:
+            return self._read(wanted)
+        except _DAMAGE as error:
+            good = self._newest_good([other for other in known if other < wanted])
             offer = (
-                f"the one at update {good[-1]} is good, add checkpoint={good[-1]}"
-                if good
-                else "there is no good one before it; start anew with run.overwrite=true"
+                "there is no good one before it; start anew with run.overwrite=true"
+                if good is None
+                else f"the one before it is good, add checkpoint={good}"
             )
-            raise RunError(f"checkpoint {self._checkpoints / f'{wanted:06d}'} is damaged ({reason}); {offer}")
-        return self._read(wanted)
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"checkpoint {self._checkpoints / f'{wanted:06d}'} is damaged ({reason}); {offer}"
+            ) from error
+
+    def _newest_good(self, updates: list[int]) -> int | None:
+        for update in reversed(updates):
+            try:
+                self._read(update)
+            except _DAMAGE:
+                continue
+            return update
+        return None
 
     def _read(self, update: int) -> Checkpoint:
+        """Read a checkpoint; raises one of `_DAMAGE` where a file is not what was written."""
         from safetensors.torch import load_file
 
         folder = self._checkpoints / f"{update:06d}"
         state = json.loads((folder / "state.json").read_text())
+        tensors = {}
+        for name, expected in state["sha256"].items():
+            if _hash(folder / name) != expected:
+                raise ValueError(f"{name} is not what was written")
+            tensors[name] = load_file(folder / name)
         return Checkpoint(
             update=state["update"],
-            policy=load_file(folder / "policy.safetensors"),
-            training=load_file(folder / "training.safetensors"),
+            policy=tensors["policy.safetensors"],
+            training=tensors["training.safetensors"],
             counters=state["counters"],
         )
 
-    def _damage(self, update: int) -> str | None:
-        """Why a checkpoint cannot be used, or None."""
-        folder = self._checkpoints / f"{update:06d}"
-        try:
-            hashes = json.loads((folder / "state.json").read_text())["sha256"]
-            for name, expected in hashes.items():
-                if _hash(folder / name) != expected:
-                    return f"{name} is not what was written"
-        except (OSError, ValueError, KeyError) as error:
-            return f"state.json: {type(error).__name__}" if not isinstance(error, OSError) else str(error)
-        return None
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _strict(value: Any) -> Any:
+    """The same without NaN and infinity, which JSON does not have: they become null."""
+    if isinstance(value, Mapping):
+        return {name: _strict(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def no_logger(**arguments: Any) -> None:

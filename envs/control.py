@@ -81,20 +81,26 @@ class _ControlDynamics:
         return self.process.reward(sample, self.control) - kl, kl, sample
 
     def observation(self) -> Observation:
-        steps = np.full(self.num_envs, self.step_index, dtype=np.int64)
-        labels = {f"control_{name}": label.cpu().numpy() for name, label in self.control.items()}
-        return {"x": self.x.cpu().numpy(), "step": steps, **labels}
+        """Copies, so that nobody who edits an observation edits the state."""
+        step = np.full(self.num_envs, self.step_index, dtype=np.int64)
+        labels = {f"control_{name}": _copy(label) for name, label in self.control.items()}
+        return {"x": _copy(self.x), "step": step, **labels}
 
     def _prior_loc(self) -> Tensor:
         step = torch.full((self.num_envs,), self.step_index, device=self.x.device)
         return self.process.prior_loc(self.x, step)
 
 
-def _info(kl: Tensor, sample: Tensor | None) -> dict[str, Any]:
-    info: dict[str, Any] = {"kl": kl.cpu().numpy()}
-    if sample is not None:
-        info["sample"] = sample.cpu().numpy()
-    return info
+def _copy(tensor: Tensor) -> NDArray[Any]:
+    return tensor.numpy(force=True).copy()
+
+
+def _info(kl: Tensor, sample: Tensor | None) -> dict[str, NDArray[Any]]:
+    return {"kl": _copy(kl)} | ({} if sample is None else {"sample": _copy(sample)})
+
+
+def _first(batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    return {name: value[0] for name, value in batch.items()}
 
 
 class ControlEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
@@ -117,6 +123,13 @@ class ControlEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     ## Episode End
     Terminates after K steps; `info["sample"]` is then the clean sample. Never truncates.
+
+    ## Arguments
+    `gymnasium.make("ctrl_rl.envs:ctrl_rl/Digits-v0", overrides=["kernel.num_steps=20"])`: any
+    overrides of the task's config.
+
+    ## Vectorized environment
+    `gymnasium.make_vec` gives a `ControlVectorEnv`: one network call for all episodes.
 
     ## Version History
     v0: first version.
@@ -143,21 +156,16 @@ class ControlEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         super().reset(seed=seed)
         if seed is not None or first:
             self._dynamics.generator.manual_seed(int(self.np_random.integers(2**63)))
-        return self._first(self._dynamics.reset((options or {}).get("control"))), {}
+        return _first(self._dynamics.reset((options or {}).get("control"))), {}
 
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Advance by one denoising step."""
         reward, kl, sample = self._dynamics.step(np.asarray(action)[None])
-        info = {name: value[0] for name, value in _info(kl, sample).items()}
-        observation = self._first(self._dynamics.observation())
+        observation = _first(self._dynamics.observation())
+        info = _first(_info(kl, sample))
         return observation, float(reward[0]), sample is not None, False, info
-
-    @staticmethod
-    def _first(observation: Observation) -> Observation:
-        return {name: value[0].copy() if name == "x" else value[0]
-                for name, value in observation.items()}
 
 
 class ControlVectorEnv(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
@@ -212,5 +220,7 @@ class ControlVectorEnv(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]
         self._ended = sample is not None
         ended = np.full(self.num_envs, self._ended)
         observation = self._dynamics.observation()
-        rewards = reward.double().cpu().numpy()
-        return observation, rewards, ended, none, _info(kl, sample)
+        rewards = reward.double().numpy(force=True)
+        info = _info(kl, sample)
+        present = {f"_{name}": ~none for name in info}  # Gymnasium's masks: every episode has it
+        return observation, rewards, ended, none, info | present

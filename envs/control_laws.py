@@ -54,7 +54,9 @@ class WeightedLaw(ControlLaw):
     def __init__(self, *, probabilities: Sequence[float]) -> None:
         self.probabilities = torch.as_tensor(list(probabilities), dtype=torch.float32)
         if (self.probabilities < 0).any() or not self.probabilities.sum() > 0:
-            raise ConfigError(f"control_law.probabilities={list(probabilities)} must be >= 0, not all 0")
+            raise ConfigError(
+                f"control_law.probabilities={list(probabilities)} must be >= 0, not all 0"
+            )
 
     def check(self, num_labels: int) -> None:
         """One probability per label."""

@@ -19,7 +19,7 @@ from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 
 
-class LatentEnv(EnvBase):
+class LatentEnv(EnvBase):  # type: ignore[misc]
     """Denoising as a TorchRL environment.
 
     Observation: `x` [B, *S], `step` [B], `(control, name)` [B], `prior_loc` [B, *S] and `sample`
@@ -81,6 +81,8 @@ class LatentEnv(EnvBase):
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         n = self.batch_size[0]
+        if tensordict is not None and not tensordict.get("_reset", torch.ones(1)).all():
+            raise ConfigError("the episodes of a latent env are in step; reset all of them at once")
         x = self.process.draw_start(n, self.generator)
         if tensordict is not None and keys.CONTROL in tensordict.keys():
             control = self.process.check_control(dict(tensordict[keys.CONTROL].items()), n)

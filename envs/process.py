@@ -32,7 +32,7 @@ class DenoisingProcess(nn.Module):
         kernel: Gaussian transitions.
         reward: reward of clean samples, in nats.
         guidance_strength: gamma > 0; the target is p(sample) p(y | sample)^gamma.
-        control_law: law of the labels, one for all controls or one by name.
+        control_law: law of the labels of every control; None is `BalancedLaw`.
 
     Raises:
         ConfigError: guidance_strength <= 0, or a law that does not fit its control.
@@ -131,6 +131,10 @@ class DenoisingProcess(nn.Module):
                     f"control {name}={label.tolist()} is out of range; use whole labels 0 to "
                     f"{num_labels - 1}, or {num_labels} for the null label"
                 )
+            if label.shape not in ((), (n,)):
+                raise ConfigError(
+                    f"control {name} has shape {tuple(label.shape)}; give one label, or {n} labels"
+                )
             checked[name] = label.long().expand(n).clone()
         return checked
 
@@ -148,7 +152,7 @@ class DenoisingProcess(nn.Module):
         return self.kernel.mean(x, denoised, step)
 
     def reward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """gamma * reward(sample, y): [B] nats."""
+        """Reward times guidance strength: [B] nats."""
         self.reward_calls += len(sample)
         return self.guidance_strength * self.reward_model(sample, control)
 

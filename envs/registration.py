@@ -1,8 +1,14 @@
 """Ids of the Gymnasium environments.
 
-Gymnasium calls `register_envs` at `import gymnasium` (entry point `gymnasium.envs`), also in
-programs that never use this project: so entry points are strings and nothing heavy is imported.
+Importing `ctrl_rl.envs` registers them. Gymnasium 1.0 dropped the plug-ins that made ids known at
+`import gymnasium`; its way is the module in front of the id, or an import before `make`::
+
+    gymnasium.make("ctrl_rl.envs:ctrl_rl/Digits-v0")
+
+Entry points are strings, so that registration imports nothing heavy.
 """
+
+import gymnasium
 
 # Gymnasium id -> name of the yaml in configs/env. The version rises when results change.
 TASKS = {
@@ -14,13 +20,12 @@ TASKS = {
 
 
 def register_envs() -> None:
-    """Register every task with Gymnasium."""
-    import gymnasium
-
+    """Register every task with Gymnasium; a second call does nothing."""
     for env_id, task in TASKS.items():
-        gymnasium.register(
-            id=env_id,
-            entry_point="ctrl_rl.api:make_control_env",
-            vector_entry_point="ctrl_rl.api:make_control_vector_env",
-            kwargs={"task": task},
-        )
+        if env_id not in gymnasium.registry:
+            gymnasium.register(
+                id=env_id,
+                entry_point="ctrl_rl.api:make_control_env",
+                vector_entry_point="ctrl_rl.api:make_control_vector_env",
+                kwargs={"task": task},
+            )

@@ -61,7 +61,7 @@ class CalibrationReport:
     num_examples: int
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> float:
     """Finds the temperature T that minimises the likelihood loss of softmax(logits / T).
 
     The loss is convex in b = 1 / T with slope mean(E_softmax(b z)[z] - z_label), which rises with
@@ -71,6 +71,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     Args:
         logits: [N, num_labels], any floating dtype; computed in float64.
         labels: int64 [N].
+        label_smoothing: Assumed share of wrong labels: each label counts as right with probability
+            1 - label_smoothing and is any label otherwise, as in the fit.
 
     Returns:
         T > 0. It is 1, with a warning, when every example is classified right: the loss then falls
@@ -86,7 +88,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         raise NonFiniteError(
             "logits hold NaN or infinite values: the fit diverged, so lower its learning_rate"
         )
-    of_label = logits.gather(1, labels[:, None]).mean()
+    of_label = (
+        (1 - label_smoothing) * logits.gather(1, labels[:, None]).mean()
+        + label_smoothing * logits.mean()
+    )
 
     def slope(inverse_temperature: float) -> float:
         probabilities = torch.softmax(inverse_temperature * logits, dim=1)
@@ -97,7 +102,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
             "the classifier is no better than chance on the calibration split, so no temperature "
             "can calibrate it: check the labels, or fit for more epochs"
         )
-    if torch.equal(logits.argmax(1), labels):
+    if label_smoothing == 0 and torch.equal(logits.argmax(1), labels):
         warnings.warn(
             f"all {len(labels)} calibration examples are classified right, so the likelihood has "
             "no finite best temperature; it stays 1. Use a larger calibration split.",

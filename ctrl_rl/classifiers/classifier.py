@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ctrl_rl.classifiers.networks import ARCHITECTURES
+from ctrl_rl.assets import resolve
 from ctrl_rl.errors import ConfigError, did_you_mean
 
 WEIGHTS_FILE = "classifier.safetensors"
@@ -126,7 +127,7 @@ class Classifier(nn.Module):
         """Reads what `save` wrote, onto the CPU.
 
         Args:
-            folder: The folder given to `save`.
+            folder: The folder given to `save`, or ``package://NAME`` for one inside the package.
             network: A network of your own class, whose weights are replaced. Leave it out for the
                 architectures of `ctrl_rl.classifiers.networks`.
 
@@ -136,7 +137,7 @@ class Classifier(nn.Module):
         Raises:
             ConfigError: If a file is missing or corrupt, or the architecture is not known.
         """
-        folder = Path(folder)
+        folder = resolve(folder)
         for name in (DESCRIPTION_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise ConfigError(

@@ -47,6 +47,7 @@ def fit_classifier(
     learning_rate: float,
     weight_decay: float,
     noise: float,
+    label_smoothing: float,
     seed: int,
     progress: bool = True,
 ) -> tuple[Classifier, CalibrationReport]:
@@ -69,6 +70,10 @@ def fit_classifier(
         noise: Standard deviation of Gaussian noise added to every training example, in units of
             x. A sampler's x is seldom exactly on the data manifold, and the reward needs a
             gradient there too.
+        label_smoothing: Assumed share of wrong labels, in [0, 1), in the fit and for the
+            temperature (Szegedy et al. 2016, sec. 7). It keeps log p(y | x) above about
+            log(label_smoothing / num_labels), so that a reward far from its label has a slope and
+            no cliff.
         seed: Seed of the batches and the noise.
         progress: Whether to show a progress bar.
 
@@ -86,12 +91,15 @@ def fit_classifier(
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "noise": noise,
+        "label_smoothing": label_smoothing,
         "seed": seed,
     }
     for name, value in settings.items():
         lowest = 1 if name in ("epochs", "batch_size") else 0
         if not value >= lowest:
             raise ConfigError(f"{name}={value}, but must be {lowest} or more: raise it")
+    if not label_smoothing < 1:
+        raise ConfigError(f"label_smoothing={label_smoothing}, but must be below 1: lower it")
     splits = {"train": train_split, "calibration": calibration_split, "report": report_split}
     if len(set(splits.values())) < len(splits):
         raise ConfigError(
@@ -105,7 +113,9 @@ def fit_classifier(
     _train(network, *train, **settings, progress=progress)
 
     classifier = Classifier(network=network, num_labels=dataset.num_labels)
-    temperature = fit_temperature(_logits(classifier, calibration[0]), calibration[1])
+    temperature = fit_temperature(
+        _logits(classifier, calibration[0]), calibration[1], label_smoothing=label_smoothing
+    )
     report = measure_calibration(
         logits=_logits(classifier, report_on[0]), labels=report_on[1], temperature=temperature
     )
@@ -144,7 +154,8 @@ def run_classifier_fit(
     # Checked first: a refusal after a long fit would lose the fit.
     _check_replaceable(out)
     classifier, report = fit_classifier(network=network, dataset=dataset, **settings)
-    classifier.metadata["command"] = shlex.join(sys.argv)
+    # The program by its name: where it was installed is nobody's business.
+    classifier.metadata["command"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     report_split = settings["report_split"]
     x, labels = dataset.split(report_split)
     with _replaced_folder(out) as folder:
@@ -170,6 +181,7 @@ def _train(
     learning_rate: float,
     weight_decay: float,
     noise: float,
+    label_smoothing: float,
     seed: int,
     progress: bool,
 ) -> None:
@@ -193,7 +205,9 @@ def _train(
                 # Drawn on the CPU, so that the noise is the same on every device.
                 jitter = noise * torch.randn(x[rows].shape, generator=generator)
                 logits = network((x[rows] + jitter).to(device))
-                loss = nn.functional.cross_entropy(logits, labels[rows].to(device))
+                loss = nn.functional.cross_entropy(
+                    logits, labels[rows].to(device), label_smoothing=label_smoothing
+                )
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()

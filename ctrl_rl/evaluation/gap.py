@@ -40,7 +40,7 @@ class GapReport:
 
     Attributes:
         soft_return: J.
-        log_z: the one of the next two with the smaller half width (in an average: the mean).
+        log_z: the better of the next two, see `gap_report` (in an average: the mean).
         log_z_prior: log mean e^r over prior samples, independent of J.
         log_z_policy: log mean e^w over the policy's rollouts.
         log_z_from_prior: whether `log_z` is `log_z_prior` (in an average: for every condition).
@@ -85,12 +85,13 @@ def gap_report(
     """Estimate the optimality gap of one condition from policy rollouts and prior samples.
 
     log Z comes from the prior samples (A) or from the policy's importance weights (B), whichever
-    interval is narrower. A is independent of J, so the arms combine in quadrature. B shares its
+    interval is narrower, or from the higher one where the two exclude each other. A is independent of J, so the arms combine in quadrature. B shares its
     rollouts with J and near the optimum both errors are the same, mean v_0(x_0): there the
     interval is that of the difference, from the joint influence function of each rollout.
 
     A weakness of B: weights that miss a part of the target agree among themselves, so B can be
-    narrow and too low. `contradictions` names the cases in which A or the EUBO show it.
+    narrow and too low. `contradictions` names the cases in which A or the EUBO show it. Where A
+    excludes B, the higher of the two is taken, since the lower one would flatter the gap.
 
     `gap_certified` spends half of the error probability (1 - confidence) / simultaneous on an
     upper bound of E[e^(r - reward_upper_bound)] and half on a lower limit of J.
@@ -121,7 +122,7 @@ def gap_report(
     value = mean_estimate(returns, confidence=confidence, fitted=2)
     log_z_prior = log_mean_exp(prior, confidence=confidence)
     log_z_policy = log_mean_exp(log_weights, confidence=confidence)
-    from_prior = log_z_prior.half_width < log_z_policy.half_width
+    from_prior = _prefers(log_z_prior, log_z_policy)
     if from_prior:
         gap = difference(log_z_prior, value)
     else:
@@ -166,6 +167,18 @@ def gap_report(
         contradictions=tuple(contradictions),
         simultaneous=simultaneous,
     )
+
+
+def _prefers(first: Estimate, second: Estimate) -> bool:
+    """Whether `first` is the better of two estimates of log Z.
+
+    The narrower one, unless their intervals exclude each other: then the higher one. Samples that
+    miss a part of the target agree among themselves, so the lower one is narrow and wrong, and
+    would flatter the gap.
+    """
+    if first.low > second.high or second.low > first.high:
+        return first.value > second.value
+    return first.half_width < second.half_width
 
 
 def average_gap_reports(reports: Sequence[GapReport]) -> GapReport:

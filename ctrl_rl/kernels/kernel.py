@@ -15,13 +15,14 @@ action but the read-out, index K; it belongs to the environment.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.gaussian import expand_to
+from ctrl_rl.nets import FixedPrecision
 
 
-class TransitionKernel(nn.Module):
+class TransitionKernel(FixedPrecision):
     """Tables of Gaussian transitions, always float32, on whatever device the module is moved to.
 
     Args:
@@ -59,7 +60,9 @@ class TransitionKernel(nn.Module):
         self.has_read_out = bool(scale[-1] == 0)
         self.num_steps = len(timesteps) - int(self.has_read_out)
         if self.num_steps < 1:
-            raise ConfigError("the kernel has no stochastic step; set kernel.num_steps to 1 or more")
+            raise ConfigError(
+                "the kernel has no stochastic step; use kernel.num_steps of 1 or more"
+            )
         silent = (scale[: self.num_steps] <= 0).nonzero().flatten().tolist()
         if silent:
             raise ConfigError(
@@ -76,10 +79,6 @@ class TransitionKernel(nn.Module):
             "scale": scale,
         }.items():
             self.register_buffer(name, table.float())
-
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        # Moves between devices but never between dtypes: `policy.bfloat16()` must not round tables.
-        return super()._apply(lambda t: fn(t).to(t.dtype), recurse)
 
     def mean(self, x: Tensor, denoised: Tensor, step: Tensor) -> Tensor:
         """Mean of the next latent.

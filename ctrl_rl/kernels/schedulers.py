@@ -4,7 +4,7 @@ The scheduler object is asked for its timesteps and signal levels and then dropp
 `step` does with them is written here as weights, and the tests compare the two.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,16 +16,21 @@ from ctrl_rl.kernels.kernel import Clip, TransitionKernel
 _DETERMINISTIC_VARIANCE = 1e-16
 
 
-def ddpm_kernel(*, scheduler_config: Mapping[str, Any], num_steps: int) -> TransitionKernel:
+def ddpm_kernel(
+    *, scheduler_config: Mapping[str, Any], num_steps: int, final_noise: bool = True
+) -> TransitionKernel:
     """Ancestral sampling of DDPM (Ho, Jain, Abbeel 2020, eqs. 6 and 7).
 
     Args:
         scheduler_config: config of a diffusers scheduler; all its betas, spacings, prediction
             types, clipping and the variance types `fixed_small`, `fixed_small_log`, `fixed_large`.
         num_steps: K, stochastic steps.
+        final_noise: whether the last step draws noise where its variance is not 0. diffusers does
+            unless it starts at timestep 0, which only `fixed_large` with spacings other than
+            `leading` feels; algorithm 2 of the paper never does.
 
     Raises:
-        ConfigError: K out of range, or a variance that only a network could give.
+        ConfigError: K out of range, or a variance that is learned or not known.
     """
     from diffusers import DDPMScheduler
 
@@ -38,6 +43,7 @@ def ddpm_kernel(*, scheduler_config: Mapping[str, Any], num_steps: int) -> Trans
         posterior = (1 - after) / (1 - before) * beta
         variance = beta if scheduler.config.variance_type == "fixed_large" else posterior
         noisy = (timesteps > 0) & (variance > _DETERMINISTIC_VARIANCE)
+        noisy[-1] &= final_noise
         return TransitionKernel(
             timesteps=timesteps,
             alpha_bar=before,
@@ -52,10 +58,10 @@ def ddpm_kernel(*, scheduler_config: Mapping[str, Any], num_steps: int) -> Trans
     accepted = ("fixed_small", "fixed_small_log", "fixed_large")
     if variance_type not in accepted:
         raise ConfigError(
-            f"scheduler variance_type {variance_type!r} needs a variance that only a network can "
-            f"give; {did_you_mean(variance_type, accepted)}"
+            f"scheduler variance_type {variance_type!r} is none of the fixed variances; "
+            f"{did_you_mean(variance_type, accepted)}"
         )
-    return _with_steps(DDPMScheduler.from_config(dict(scheduler_config)), num_steps, tables)
+    return _with_steps(DDPMScheduler, scheduler_config, num_steps, tables)
 
 
 def ddim_kernel(
@@ -102,28 +108,44 @@ def ddim_kernel(
             clip=_clip(scheduler.config),
         )
 
-    return _with_steps(DDIMScheduler.from_config(dict(scheduler_config)), num_steps, tables)
+    return _with_steps(DDIMScheduler, scheduler_config, num_steps, tables)
 
 
-def _with_steps(scheduler: Any, num_steps: int, tables: Any) -> TransitionKernel:
+def _with_steps(
+    kind: Any,
+    config: Mapping[str, Any],
+    num_steps: int,
+    tables: Callable[[Any], TransitionKernel],
+) -> TransitionKernel:
     """Give the scheduler as many inference steps as leave `num_steps` stochastic ones."""
+    scheduler = kind.from_config(dict(config))
     limit = scheduler.config.num_train_timesteps - 1
     if not 1 <= num_steps <= limit:
         raise ConfigError(
             f"kernel.num_steps={num_steps} is not a number of stochastic denoising steps; "
             f"use 1 to {limit}"
         )
-    scheduler.set_timesteps(num_steps + 1)
-    if scheduler.config.rescale_betas_zero_snr and scheduler.config.prediction_type == "epsilon":
-        raise ConfigError(
-            "the scheduler has rescale_betas_zero_snr with epsilon prediction, which divides by "
-            "zero at the first step; use v_prediction or sample prediction"
-        )
-    kernel = tables(scheduler)
-    if kernel.num_steps != num_steps:  # the last step is stochastic too: there is no read-out
-        scheduler.set_timesteps(num_steps)
+    for steps in (num_steps + 1, num_steps):  # with a read-out, or where the last step has noise
+        scheduler.set_timesteps(steps)
+        first = int(scheduler.timesteps[0])
+        if first > limit:
+            raise ConfigError(
+                f"the scheduler's steps_offset={scheduler.config.steps_offset} puts the first of "
+                f"{steps} steps beyond its {limit + 1} timesteps; use a smaller kernel.num_steps"
+            )
+        if scheduler.alphas_cumprod[first] == 0 and scheduler.config.prediction_type == "epsilon":
+            raise ConfigError(
+                "the scheduler has rescale_betas_zero_snr with epsilon prediction, which divides "
+                "by zero at the first step; use v_prediction or sample prediction"
+            )
         kernel = tables(scheduler)
-    return kernel
+        if kernel.num_steps == num_steps:
+            return kernel
+    raise ConfigError(
+        f"kernel.num_steps={num_steps} cannot be had: with {scheduler.config.timestep_spacing} "
+        f"spacing this scheduler takes {num_steps - 1} or {num_steps + 1} stochastic steps; "
+        "use one of these"
+    )
 
 
 def _clip(config: Any) -> Clip | None:

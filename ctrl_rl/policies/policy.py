@@ -18,7 +18,7 @@ from ctrl_rl import gaussian, keys
 from ctrl_rl.kernels import TransitionKernel
 
 
-class DenoisingPolicy(TensorDictModuleBase, ABC):
+class DenoisingPolicy(TensorDictModuleBase, ABC):  # type: ignore[misc]
     """Base of all policies; a subclass says where the mean of the next latent is.
 
     Args:

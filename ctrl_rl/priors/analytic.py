@@ -1,8 +1,8 @@
 """Priors whose denoiser is known in closed form: the tests' ground truth, and tasks to train on.
 
 For data drawn from a mixture of isotropic Gaussians with weights w_m, means c_m and a shared
-standard deviation s, the noisy latent x = sqrt(a) z + sqrt(1 - a) e is a mixture as well, with means
-sqrt(a) c_m and variance v = a s^2 + 1 - a, and the clean estimate is
+standard deviation s, the noisy latent x = sqrt(a) z + sqrt(1 - a) e is a mixture as well, with
+means sqrt(a) c_m and variance v = a s^2 + 1 - a, and the clean estimate is
 
     E[z | x] = sum_m p(m | x) (c_m + s^2 sqrt(a) / v * (x - sqrt(a) c_m)).
 """

@@ -1,7 +1,6 @@
 """An unconditional diffusers UNet as a prior, from a pipeline folder on disk."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +17,9 @@ class UNetWithEmbedding(nn.Module):
     no forward pass is patched; a zero vector leaves every bit of the output as it was.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    unet: Any
+
+    def __init__(self, unet: Any) -> None:
         super().__init__()
         unet.class_embedding = nn.Identity()
         self.unet = unet
@@ -56,11 +57,21 @@ def diffusers_unet_prior(*, path: str) -> Prior:
                 f"prior.path={path} has no {needed.relative_to(folder)}; give a diffusers pipeline "
                 "folder with unet/ and scheduler/, such as `ctrl-rl pretrain` writes"
             )
-    scheduler_config: dict[str, Any] = json.loads(Path(scheduler).read_text())
     try:
-        unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
+        scheduler_config: dict[str, Any] = json.loads(scheduler.read_text())
+    except ValueError as error:
+        raise ConfigError(f"prior.path={path}: {scheduler.name} is no json: {error}") from error
+    try:
+        unet = UNet2DModel.from_pretrained(  # type: ignore[no-untyped-call]
+            folder / "unet", use_safetensors=True, low_cpu_mem_usage=False
+        )
     except Exception as error:  # diffusers and safetensors raise many kinds for a broken file
         raise ConfigError(f"prior.path={path} cannot be read as a UNet2DModel: {error}") from error
+    if unet.class_embedding is not None or unet.config.out_channels != unet.config.in_channels:
+        raise ConfigError(
+            f"prior.path={path} holds a class-conditional UNet or one that predicts a variance; "
+            "give an unconditional one with as many output as input channels"
+        )
     network = UNetWithEmbedding(unet)
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size

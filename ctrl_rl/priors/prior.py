@@ -23,10 +23,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.gaussian import expand_to
+from ctrl_rl.nets import FixedPrecision
 from ctrl_rl.schedules import signal_levels
 
 
-class Denoiser(nn.Module, ABC):
+class Denoiser(FixedPrecision, ABC):
     """Noisy latent in, estimate of the clean latent out.
 
     Attributes:
@@ -98,7 +99,8 @@ class NetworkDenoiser(Denoiser):
 
     def denoise(self, x: Tensor, timestep: Tensor, embedding: Tensor | None) -> Tensor:
         """Run the network and convert its prediction to the clean latent, in float32."""
-        prediction = self.network(x, timestep, embedding).float()
+        weights = next(self.network.parameters(), x)
+        prediction = self.network(x.to(weights.dtype), timestep, embedding).float()
         if self.prediction_type == "sample":
             return prediction
         signal = expand_to(self.signal[timestep], x)
@@ -131,6 +133,10 @@ class Prior(nn.Module):
         self.scheduler_config = dict(scheduler_config)
         self.shape = tuple(shape)
         self.decoder = nn.Identity() if decoder is None else decoder
+        # Weights mapped from a safetensors file lie at odd addresses, where MKL rounds matrix
+        # products differently: a policy's copy would not equal the prior bit for bit.
+        for weight in self.parameters():
+            weight.data = weight.data.clone()
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Prior":

@@ -34,6 +34,8 @@ class MixtureClassifier(nn.Module):
         if not std > 0:
             raise ConfigError(f"the classifier's std={std} must be > 0")
         self.num_labels = max(groups) + 1
+        if set(groups) != set(range(self.num_labels)):
+            raise ConfigError(f"groups={list(groups)} must use every label 0 to {max(groups)}")
         self.std = float(std)
         self.register_buffer("means", torch.as_tensor(means, dtype=torch.float32))
         members = nn.functional.one_hot(torch.as_tensor(groups), self.num_labels).bool()

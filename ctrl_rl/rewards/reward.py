@@ -23,6 +23,10 @@ class Reward(nn.Module, ABC):
     differentiable: bool
     upper_bound: float | None
 
+    def train(self, mode: bool = True) -> "Reward":
+        """Stay in evaluation mode: a reward is no part of what is trained."""
+        return super().train(False)
+
     @abstractmethod
     def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Reward every sample.
@@ -36,6 +40,6 @@ class Reward(nn.Module, ABC):
         """
 
     def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
-        """Most probable label of each control, each [B] int64; None where there is no such thing."""
+        """Most probable label of each control, each [B] int64; None where that means nothing."""
         del sample
         return None

@@ -1,0 +1,55 @@
+# make demo: set up and run the main job.   make test: set up and run all the checks.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help setup demo full results test lint types pytest science weights clean
+
+help:
+	@echo "make demo     set up, steer a digits prior with CTRL, certify the result (about 4 minutes)"
+	@echo "make full     the same with the long recipe (about 40 minutes)"
+	@echo "make test     set up and run all checks (lint, types, layers, tests, wheel)"
+	@echo "make results  write the tables and the picture of README.md from the two runs"
+	@echo "make science  the slow experiments of the tests"
+	@echo "make weights  make the shipped prior and classifiers again"
+
+setup: $(INSTALLED)
+
+# torch first and by itself, so that its version decides which build the others see.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/ctrl-rl train experiment=demo
+
+full: $(INSTALLED)
+	$(BIN)/ctrl-rl train experiment=digits_full
+
+results: $(INSTALLED)
+	$(BIN)/python docs/results.py README.md runs/demo runs/digits_full
+
+test: lint types pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+pytest: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "not science" -n auto --durations=10
+
+weights: $(INSTALLED)
+	$(BIN)/ctrl-rl pretrain prior=digits out=ctrl_rl/assets/digits/prior
+	$(BIN)/ctrl-rl classifier classifier=digits out=ctrl_rl/assets/digits/classifier
+	$(BIN)/ctrl-rl classifier classifier=digits_heldout out=ctrl_rl/assets/digits/heldout
+
+science: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m science
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

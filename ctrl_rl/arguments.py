@@ -1,0 +1,102 @@
+"""Do the values of a config fit what they are given to? Asked before anything is built.
+
+The annotations of a class or function are the schema of its yaml: keys that it does not take, keys
+that it needs and values of another type are refused by their dotted name, for plug-ins as well.
+"""
+
+import inspect
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ctrl_rl.errors import ConfigError, did_you_mean
+
+_SCALARS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    bool: ("true or false", (bool,)),
+    str: ("text", (str,)),
+    type(None): ("null", (type(None),)),
+}
+
+
+def check_arguments(
+    target: Callable[..., Any], values: Mapping[str, Any], where: str, given: Collection[str] = ()
+) -> None:
+    """Check the arguments that a config gives to `target`.
+
+    Args:
+        target: class or function.
+        values: arguments from the config.
+        where: dotted name of the config node, for messages.
+        given: names of the arguments that the program adds.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of the wrong type.
+    """
+    parameters = inspect.signature(target).parameters.values()
+    named = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    accepted = [f"{where}.{name}" for name in named if name not in given]
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for name in values:
+        if name not in named and not takes_all:
+            key = f"{where}.{name}"
+            raise ConfigError(f"unknown key '{key}'; {did_you_mean(key, accepted)}")
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in values and name not in given:
+            raise ConfigError(f"no value for {where}.{name}; add {where}.{name}=…")
+    hints = _hints(target)
+    for name, value in values.items():
+        check_value(value, hints.get(name, Any), f"{where}.{name}")
+
+
+def check_value(value: Any, hint: Any, where: str) -> None:
+    """Raise `ConfigError` where the value of the key `where` is not of the annotated type."""
+    if not _fits(value, hint):
+        shown = "null" if value is None else value
+        raise ConfigError(f"{where}={shown} must be {_describe(hint)}")
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):  # a plug-in whose annotations exist for type checkers only
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain yaml value fits; true for every annotation that yaml cannot express."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in _SCALARS:
+        is_flag = isinstance(value, bool) and hint in (int, float)
+        return isinstance(value, _SCALARS[hint][1]) and not is_flag
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in (dict, Mapping):
+        is_mapping = isinstance(value, Mapping)
+        return is_mapping and all(_fits(entry, inner[1]) for entry in value.values())
+    if origin is tuple and Ellipsis not in inner:
+        fits = isinstance(value, list | tuple) and len(value) == len(inner)
+        return fits and all(_fits(*pair) for pair in zip(value, inner, strict=True))
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list | tuple) and all(_fits(entry, inner[0]) for entry in value)
+    return True
+
+
+def _describe(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in _SCALARS:
+        return _SCALARS[hint][0]
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(option) for option in inner)
+    if origin is Literal:
+        return " or ".join(str(option) for option in inner)
+    if origin in (dict, Mapping):
+        return f"a mapping {{name: {_describe(inner[1])}}}"
+    if origin is tuple and Ellipsis not in inner:
+        return f"a list [{', '.join(_describe(option) for option in inner)}]"
+    if origin in (list, tuple, Sequence):
+        return f"a list [{_describe(inner[0])}, …]"
+    return getattr(hint, "__name__", str(hint))

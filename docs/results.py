@@ -1,0 +1,68 @@
+"""Write the tables of results from the summaries of runs: `make results` after `make demo full`.
+
+    python docs/results.py README.md runs/demo runs/digits_full
+
+replaces what stands between `<!-- results -->` and `<!-- /results -->` in the file, and copies the
+first run's picture beside this script.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+_START, _END = "<!-- results -->", "<!-- /results -->"
+_COLUMNS = {
+    "gap": "gap_nats",
+    "95 % interval": "gap_nats_ci",
+    "certified ≤": "gap_nats_certified",
+    "KL": "kl_nats",
+    "reward": "reward",
+    "accuracy": "accuracy",
+    "held-out accuracy": "heldout_accuracy",
+    "diversity": "diversity",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Fill the file's table from the run folders."""
+    document, folders = Path(arguments[0]), [Path(folder) for folder in arguments[1:]]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    text = document.read_text()
+    before, rest = text.split(_START, 1)
+    after = rest.split(_END, 1)[1]
+    table = _table(folders, summaries)
+    document.write_text(f"{before}{_START}\n{table}\n{_END}{after}")
+    shutil.copyfile(folders[0] / "samples.png", Path(__file__).parent / "demo.png")
+
+
+def _table(folders: list[Path], summaries: list[dict[str, Any]]) -> str:
+    """One row for the prior and the exact conditional, one per run."""
+    lines = [
+        "| | " + " | ".join(_COLUMNS) + " | training |",
+        "|---|" + "---:|" * (len(_COLUMNS) + 1),
+        _row("prior", summaries[0]["prior"], "–"),
+    ]
+    for folder, summary in zip(folders, summaries, strict=True):
+        seconds = f"{summary['steps']:,} updates, {summary['wall_s'] / 60:.1f} min"
+        lines.append(_row(f"`{summary['agent']}` ({folder.name})", summary, seconds))
+    lines.append(_row("exact conditional", summaries[0]["exact"], "–"))
+    return "\n".join(lines)
+
+
+def _row(name: str, figures: dict[str, Any], training: str) -> str:
+    cells = [_cell(figures.get(key)) for key in _COLUMNS.values()]
+    return f"| {name} | " + " | ".join(cells) + f" | {training} |"
+
+
+def _cell(value: float | list[float] | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return f"[{value[0]:.2f}, {value[1]:.2f}]"
+    return f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,140 @@
+"""Trained agents against exact answers, and the estimators against closed forms."""
+
+import pytest
+import torch
+from exact_tasks import ShiftPolicy, gaussian_oracle, prior_means, reward_of, scales
+from oracles import fixed_scale_floor_1d
+
+from ctrl_rl import build
+from ctrl_rl.composition import compose
+from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.evaluation.estimators import log_mean_exp
+from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
+from ctrl_rl.learner import Learner
+from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
+from ctrl_rl.rollouts import rollout
+from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
+
+# Agents that optimise the soft return: each must reach the optimum of every exact task.
+SOFT_AGENTS = ["ctrl"]
+
+
+def trained(task: str, agent: str) -> tuple[DenoisingPolicy, object]:
+    """Train with the task's own yaml, as `ctrl-rl train` would."""
+    config = compose("train", [f"env={task}", f"agent={agent}"])
+    process = build.build_process(config)
+    policy = build.build_policy(config, process)
+    learner_agent = build.build_agent(config, process)
+    settings = build.build_trainer_config(config)
+    learner = Learner(policy, learner_agent, settings)
+    env = LatentEnv(process, num_envs=settings.batch_size, seed=config.seed)
+    for update in range(settings.updates):
+        episode = rollout(env, policy, plan=learner_agent.plan)
+        learner.step(learner_agent.loss(episode), update)
+    return learner.result, process
+
+
+def soft_returns(process, policy, *, samples: int) -> list[float]:
+    """J of every label."""
+    plan = EvaluationPlan(prior_samples=2, policy_samples=samples, exact_samples=0, batch_size=4096)
+    rows = evaluate(process, policy, plan).summary["per_label"].values()
+    return [row["soft_return"] for row in rows]
+
+
+@pytest.mark.parametrize("agent", SOFT_AGENTS)
+def test_gaussian_optimum_is_reached(agent):
+    policy, process = trained("gaussian", agent)
+    reached = soft_returns(process, policy, samples=20_000)
+    for label, value in enumerate(reached):
+        optimum = gaussian_oracle(process, label).optimal_soft_return
+        assert value == pytest.approx(optimum, abs=0.02), f"label {label}"
+
+
+@pytest.mark.parametrize("agent", SOFT_AGENTS)
+def test_mixture1d_floor_is_reached(agent):
+    policy, process = trained("mixture1d", agent)
+    reached = soft_returns(process, policy, samples=20_000)
+    *means, read_out = prior_means(process)
+    for label, value in enumerate(reached):
+        reward = reward_of(process, "group", label)
+        floor = fixed_scale_floor_1d(means, scales(process), reward, read_out)
+        # Nothing of fixed scale can do better than the floor (0.01 for Monte Carlo), and the
+        # agent must come within 0.05 nats of it.
+        assert floor.start_value - 0.05 <= value <= floor.start_value + 0.01, f"label {label}"
+
+
+@pytest.fixture(scope="module")
+def gaussian_process():
+    return build.build_process(compose("train", ["env=gaussian"]))
+
+
+def test_gap_of_the_closed_form_optimum_is_the_start_law_term(gaussian_process):
+    process = gaussian_process
+    plan = EvaluationPlan(prior_samples=4096, policy_samples=20_000, exact_samples=0)
+    summary = evaluate(process, ShiftPolicy(process), plan).summary
+    assert summary["contradictions"] == []
+    for label, row in enumerate(summary["per_label"].values()):
+        oracle = gaussian_oracle(process, label)
+        assert row["gap_nats"] == pytest.approx(oracle.start_law_term, abs=0.01)
+        assert row["log_z"] == pytest.approx(oracle.log_z, abs=0.01)
+        assert row["ess"] > 0.99
+        assert row["gap_nats_certified"] is None, "a linear reward has no upper bound"
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.9])
+def test_gap_of_a_known_policy(gaussian_process, factor):
+    """Shifts scaled by f leave the gap (1 - f)^2 sum_k |shift_k|^2 / 2 scale_k^2 + start law."""
+    process = gaussian_process
+    plan = EvaluationPlan(prior_samples=20_000, policy_samples=20_000, exact_samples=0)
+    rows = evaluate(process, ShiftPolicy(process, factor), plan).summary["per_label"].values()
+    scale = torch.as_tensor(scales(process))
+    for label, row in enumerate(rows):
+        oracle = gaussian_oracle(process, label)
+        shifts = torch.as_tensor(oracle.optimal_shifts)
+        missing = (1 - factor) ** 2 * (shifts.square().sum(1) / (2 * scale**2)).sum()
+        assert row["gap_nats"] == pytest.approx(missing + oracle.start_law_term, abs=0.02)
+
+
+@pytest.mark.parametrize("estimator", ["prior", "policy"])
+def test_log_z_intervals_hold_the_truth(gaussian_process, estimator):
+    """Estimators A and B: at least 90 of 100 intervals of 95 % hold log Z."""
+    process = gaussian_process
+    truth = gaussian_oracle(process, 0).log_z
+    policy = PriorPolicy(process.kernel) if estimator == "prior" else ShiftPolicy(process, 0.7)
+    held = 0
+    with torch.no_grad():
+        for seed in range(100):
+            episode = rollout(
+                LatentEnv(process, num_envs=2000, seed=seed), policy, control={"direction": 0}
+            )
+            estimate = log_mean_exp(episode_reward(episode) - episode_log_ratio(episode))
+            held += estimate.low <= truth <= estimate.high
+    assert held >= 90
+
+
+def test_accepted_trajectories_have_the_conditional_law():
+    """Rejection on mixture1d: the accepted samples' mean is the exact conditional's."""
+    process = build.build_process(compose("train", ["env=mixture1d"]))
+    plan = EvaluationPlan(prior_samples=20_000, policy_samples=3, exact_samples=20_000)
+    evaluation = evaluate(process, PriorPolicy(process.kernel), plan)
+    prior = evaluation.samples["prior"][0][:, 0].double()
+    for label in range(2):
+        control = {"group": torch.full((len(prior),), label)}
+        weights = process.reward(prior[:, None].float(), control).double().softmax(0)
+        accepted = evaluation.samples["exact"][label][:, 0].double()
+        error = accepted.std() / len(accepted) ** 0.5
+        assert abs(accepted.mean() - (weights * prior).sum()) < 4 * error
+
+
+def test_control_variate_leaves_the_soft_return_unbiased(gaussian_process):
+    process = gaussian_process
+    policy = ShiftPolicy(process, 0.5)
+    plan = EvaluationPlan(prior_samples=2, policy_samples=50_000, exact_samples=0)
+    row = evaluate(process, policy, plan).summary["per_label"]["direction=0"]
+    oracle = gaussian_oracle(process, 0)
+    scale = torch.as_tensor(scales(process))
+    shifts = torch.as_tensor(oracle.optimal_shifts)
+    missing = 0.25 * (shifts.square().sum(1) / (2 * scale**2)).sum()
+    truth = oracle.optimal_soft_return - float(missing)
+    low, high = row["soft_return_ci"]
+    assert low - 0.005 <= truth <= high + 0.005

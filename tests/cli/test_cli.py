@@ -1,0 +1,158 @@
+"""Help, list, plug-ins, samples: what a user of the command line sees."""
+
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from running import SMALL, contents, summary, train
+
+from ctrl_rl.cli import main
+
+AGENT = '''
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from ctrl_rl import keys
+from ctrl_rl.agents.agent import Agent
+from ctrl_rl.plans import RolloutPlan
+from ctrl_rl.soft_returns import episode_kl, episode_reward
+
+
+class Mine(Agent):
+    """A baseline of its own beside the pathwise loss."""
+
+    in_keys = (keys.NEXT_REWARD, keys.KL)
+    needs_reward_gradient = True
+    plan = RolloutPlan(gradients=True)
+
+    def __init__(self, *, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+        self.baseline = nn.Parameter(torch.randn(()))
+
+    def loss(self, rollout: TensorDict) -> TensorDict:
+        value = episode_reward(rollout) - episode_kl(rollout)
+        error = (value.detach() - self.baseline).square().mean()
+        return TensorDict(
+            {"loss_path": -value.mean(), "loss_baseline": self.weight * error}, batch_size=[]
+        )
+'''
+REWARD = """
+def upward(sample, control):
+    return -(sample[:, 0] - control["level"]).square()
+"""
+
+
+@pytest.fixture
+def plug_ins(tmp_path, monkeypatch):
+    (tmp_path / "my_agent.py").write_text(AGENT)
+    (tmp_path / "my_reward.py").write_text(REWARD)
+    for group in ("agent", "reward"):
+        (tmp_path / "mine" / group).mkdir(parents=True)
+    (tmp_path / "mine" / "agent" / "mine.yaml").write_text(
+        "# An agent of my own.\n_target_: my_agent.Mine\nweight: 0.5\n"
+    )
+    (tmp_path / "mine" / "reward" / "upward.yaml").write_text(
+        "_target_: ctrl_rl.rewards.FunctionReward\nfunction: my_reward.upward\n"
+        "controls: {level: 2}\ndifferentiable: true\nupper_bound: 0.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "mine"
+
+
+def test_plug_ins_from_outside(plug_ins, tmp_path, capsys):
+    words = [f"--config-dir={plug_ins}", "agent=mine", "reward=upward"]
+    words += ["+trainer.learning_rate.agent=0.1"]
+    run = train(tmp_path, "run", *words)
+    assert summary(run)["agent"] == "mine"
+    assert set(summary(run)["per_label"]) == {"level=0", "level=1"}
+    before = contents(run)
+    assert main(["train", f"resume={run}", "checkpoint=5"]) == 0
+    assert contents(run) == before  # the agent's own parameters are resumed too
+    assert main(["sample", f"run={run}", "control.level=1", "n=4"]) == 0
+    capsys.readouterr()
+    assert main(["list", f"--config-dir={plug_ins}"]) == 0
+    assert "mine           An agent of my own." in capsys.readouterr().out
+
+
+def test_plug_ins_are_checked_by_their_annotations(plug_ins, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", *SMALL, f"--config-dir={plug_ins}", "agent=mine"]
+    for word, hint in {
+        "agent.weight=heavy": "agent.weight=heavy must be a number",
+        "+agent.wieght=1": "did you mean 'agent.weight'",
+        "agent.weight=1": "no trainer.learning_rate.agent",
+        "reward=upward reward.controls=3": "must be a mapping",
+        "reward=upward reward.function=my_reward.upwrd": "did you mean 'upward'",
+    }.items():
+        assert main([*words, *word.split()]) == 2
+        assert hint in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sample_writes_arrays_and_pictures(tmp_path):
+    run = train(tmp_path)
+    out = tmp_path / "pictures"
+    assert main(["sample", f"run={run}", "control=2", "n=5", "seed=1", f"out={out}"]) == 0
+    name = "sample-2-strength1-seed1"
+    assert {file.name for file in out.iterdir()} == {f"{name}.npz", f"{name}.png"}
+    assert np.load(out / f"{name}.npz")["samples"].shape == (5, 2)
+
+
+def test_evaluate_takes_overrides(tmp_path):
+    run = train(tmp_path)
+    costs = summary(run)
+    assert main(["evaluate", f"run={run}", "evaluation.policy_samples=8", "checkpoint=5"]) == 0
+    again = summary(run)
+    assert again["steps"] == 5 and again["samples"] == 24 and costs["samples"] == 48
+    assert main(["evaluate", f"run={run}"]) == 0
+    again = summary(run)
+    assert again == costs
+
+
+def test_output_fits_80_columns_and_is_quiet(tmp_path, capsys, monkeypatch, recwarn):
+    monkeypatch.setenv("COLUMNS", "80")
+    train(tmp_path, "run", "env=mixture1d", "logger=csv")
+    told = capsys.readouterr().err
+    assert all(len(line.rstrip()) <= 80 for line in told.splitlines() if str(tmp_path) not in line)
+    assert "…" not in told and "Warning" not in told and "INFO" not in told
+    for word in ("reward", "kl", "gap", "certified", "diversity", "exact"):
+        assert word in told
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], []])
+def test_help_is_light(words):
+    code = (
+        "import sys\nfrom ctrl_rl.cli import main\n"
+        f"try:\n    main({words})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "assert 'torch' not in sys.modules and 'hydra' not in sys.modules\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.0
+    shown = "control=3" if "sample" in words else "env=digits|gaussian|mixture1d|mixture2d"
+    assert shown in done.stdout
+    assert all(len(line) <= 100 for line in done.stdout.splitlines())
+
+
+def test_list(capsys):
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert "\nenv\n" in shown and "  gaussian       A Gaussian prior" in shown
+
+
+def test_a_bug_keeps_its_traceback(plug_ins, tmp_path):
+    (tmp_path / "my_bug.py").write_text("def f(sample, control):\n    return control['lvel']\n")
+    words = ["train", *SMALL, f"run.root={tmp_path}", f"--config-dir={plug_ins}", "reward=upward"]
+    with pytest.raises(KeyError):
+        main([*words, "reward.function=my_bug.f"])
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.strip().count(".") == 2

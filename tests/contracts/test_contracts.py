@@ -1,0 +1,358 @@
+"""What holds for every yaml of a group, a new one included.
+
+A yaml is tried on the first task that uses it, or on the mixture where none does. Values that a
+yaml leaves open (`???`) are given in `OPEN`.
+"""
+
+import inspect
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import choices
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
+from torch import Tensor
+
+from ctrl_rl import keys
+from ctrl_rl.agents.agent import Agent
+from ctrl_rl.build import build_agent, build_policy, build_process, build_trainer_config
+from ctrl_rl.composition import compose, files
+from ctrl_rl.envs.control_laws import ControlLaw
+from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.registration import TASKS
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.kernels import TransitionKernel
+from ctrl_rl.plans import RolloutPlan
+from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
+from ctrl_rl.priors import Prior
+from ctrl_rl.rewards import FunctionReward, Reward
+from ctrl_rl.rollouts import check_invariants, rollout
+
+K = 4
+OPEN = {
+    ("control_law", "fixed"): {"label": 1},
+    ("control_law", "weighted"): {"probabilities": [0.5, 0.0, 0.2, 0.3]},
+    ("prior", "diffusers"): {"path": "TINY_PIPELINE"},
+}
+# What the builder gives to a `_partial_` node of the group.
+GIVEN = {
+    "kernel": {"scheduler_config"},
+    "policy": {"prior", "kernel", "controls"},
+}
+GROUPS = ("agent", "control_law", "kernel", "policy", "prior", "reward")
+
+
+@cache
+def task_with(group: str, name: str) -> str:
+    """The first task that uses a choice; the mixture where none does."""
+    if group == "prior":
+        return "gaussian"  # whose reward reads nothing of the prior's config
+    for task in ("mixture2d", *choices("env")):
+        if compose("train", [f"env={task}"]).choices[group] == name:
+            return task
+    return "mixture2d"
+
+
+def config_of(group: str, name: str, pipeline: Path | None = None) -> DictConfig:
+    given = [f"++{group}.{key}={value}" for key, value in OPEN.get((group, name), {}).items()]
+    given = [word.replace("TINY_PIPELINE", str(pipeline)) for word in given]
+    task = task_with(group, name)
+    config: DictConfig = compose(
+        "train", [f"env={task}", f"{group}={name}", f"kernel.num_steps={K}", *given]
+    )
+    return config
+
+
+def permuted(n: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
+
+def samples(process: DenoisingProcess, n: int) -> Tensor:
+    """Plausible clean samples: the prior's own."""
+    env = LatentEnv(process, num_envs=n, seed=1)
+    result: Tensor = env.rollout(K)["next", keys.SAMPLE][:, -1]
+    return result.detach()
+
+
+# --- all groups -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group in GROUPS for name in choices(group)]
+)
+def test_yaml_agrees_with_the_signature(group: str, name: str) -> None:
+    text = files(group)[name].read_text()
+    assert text.startswith("# "), "the first line says what it is"
+    node = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    assert isinstance(node, dict)
+    parameters = inspect.signature(get_object(node["_target_"])).parameters
+    values = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters.values())
+    settings = set(parameters) - GIVEN.get(group, set())
+    optional = {key for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    if group in ("prior", "reward"):  # their yamls are examples; the others show every setting
+        assert settings - optional <= set(values) <= settings
+    else:
+        assert set(values) == settings
+    for key, value in values.items():
+        default = parameters[key].default
+        open_or_nested = value == "???" or isinstance(value, dict | list)
+        if default is not inspect.Parameter.empty and not open_or_nested:
+            assert value == default, f"{group}/{name}.yaml has {key}={value}, the code {default}"
+
+
+# --- env --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", choices("env"))
+def test_env(name: str) -> None:
+    config = compose("train", [f"env={name}"])
+    assert config.env.name == name
+    assert set(config.env) == {"name", "guidance_strength", "control_scale"}
+    (env_id,) = [key for key, task in TASKS.items() if task == name]
+    assert f"Gymnasium id: {env_id}." in files("env")[name].read_text()
+    process = build_process(config)
+    assert process.num_steps == config.kernel.num_steps
+    policy = build_policy(config, process)
+    plan = RolloutPlan(gradients=process.reward_model.differentiable)
+    episode = rollout(LatentEnv(process, num_envs=2), policy, plan=plan)
+    check_invariants(episode, plan)
+    for key, value in episode.detach().items(True, True):
+        assert torch.isfinite(value).all(), key
+
+
+# --- prior ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", choices("prior"))
+def test_prior(name: str, tiny_pipeline: Path) -> None:
+    node = config_of("prior", name, tiny_pipeline).prior
+    prior = instantiate(node, _convert_="all")
+    assert isinstance(prior, Prior)
+    prior.train()
+    x = torch.randn(6, *prior.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    timestep = torch.tensor([0, 10, 300, 500, 700, 999])
+    denoised = prior.denoiser(x, timestep)
+    assert denoised.shape == x.shape and denoised.dtype == torch.float32
+    assert torch.isfinite(denoised).all()
+    order = permuted(6)
+    torch.testing.assert_close(
+        prior.denoiser(x[order], timestep[order]), denoised[order], rtol=1e-4, atol=1e-4
+    )
+    sample = prior.decode(denoised)
+    assert len(sample) == 6 and sample.dtype == torch.float32
+    sample.sum().backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all() and (x.grad != 0).any()
+    assert all(p.grad is None and not p.requires_grad for p in prior.parameters())
+    assert not any(module.training for module in prior.modules())
+    if features := prior.denoiser.embedding_features:
+        nothing = torch.zeros(6, features)
+        assert torch.equal(prior.denoiser(x, timestep, nothing), denoised)
+        something = torch.ones(6, features)
+        assert not torch.equal(prior.denoiser(x, timestep, something), denoised)
+
+
+# --- kernel -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", choices("kernel"))
+def test_kernel(name: str) -> None:
+    process = build_process(config_of("kernel", name))
+    kernel = process.kernel
+    assert isinstance(kernel, TransitionKernel)
+    assert kernel.num_steps == K and (kernel.scale[:K] > 0).all()
+    assert len(kernel.timesteps) == K + kernel.has_read_out
+    assert (kernel.timesteps.diff() < 0).all()  # noisiest first
+    assert (kernel.alpha_bar.diff() > 0).all()
+    n = len(kernel.timesteps)
+    step = torch.arange(n)
+    x = torch.randn(n, *process.shape, dtype=torch.bfloat16)
+    denoised = torch.randn(n, *process.shape, dtype=torch.bfloat16).requires_grad_()
+    mean = kernel.mean(x, denoised, step)
+    assert mean.dtype == torch.float32 and mean.shape == x.shape
+    (gradient,) = torch.autograd.grad(mean.sum(), denoised)
+    assert (gradient != 0).any()
+    # Steps of a batch do not mix.
+    one = [kernel.mean(x[[k]], denoised[[k]], step[[k]]) for k in range(n)]
+    assert torch.equal(torch.cat(one), mean)
+    # A latent on the way to a known clean sample stays on the way: the mean of the next latent,
+    # over the noise, is sqrt(alpha_bar[k + 1]) times the sample.
+    clean = torch.full((K - 1, *process.shape), 0.5)
+    along = kernel.alpha_bar[: K - 1].sqrt()[:, None] * clean
+    after = kernel.alpha_bar[1:K].sqrt()[:, None] * clean
+    if kernel.clip is None:
+        torch.testing.assert_close(
+            kernel.mean(along, clean, step[: K - 1]), after, rtol=2e-2, atol=2e-2
+        )
+
+
+# --- reward -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", choices("reward"))
+def test_reward(name: str) -> None:
+    process = build_process(config_of("reward", name))
+    reward = process.reward_model
+    assert isinstance(reward, Reward)
+    process.train()
+    assert not any(module.training for module in reward.modules())
+    n = 24
+    sample = samples(process, n).requires_grad_(reward.differentiable)
+    control = {key: torch.arange(n) % count for key, count in reward.controls.items()}
+    value = reward(sample, control)
+    assert value.shape == (n,) and value.dtype == torch.float32
+    assert torch.isfinite(value).all() and value.std() > 0
+    if reward.upper_bound is not None:
+        assert (value <= reward.upper_bound).all()
+    order = permuted(n)
+    moved = reward(sample[order], {key: label[order] for key, label in control.items()})
+    torch.testing.assert_close(moved, value[order], rtol=1e-4, atol=1e-5)
+    null = {key: torch.full((n,), count) for key, count in reward.controls.items()}
+    assert (reward(sample, null) == 0).all()
+    assert value.requires_grad == reward.differentiable
+    if reward.differentiable:
+        (gradient,) = torch.autograd.grad(value.sum(), sample)
+        assert torch.isfinite(gradient).all() and (gradient != 0).any()
+    assert not any(p.requires_grad for p in reward.parameters())
+    predicted = reward.predict(sample.detach())
+    for key, label in (predicted or {}).items():
+        assert label.shape == (n,) and label.dtype == torch.int64
+        assert (0 <= label).all() and (label < reward.controls[key]).all()
+
+
+# --- control law ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", choices("control_law"))
+def test_control_law(name: str) -> None:
+    law = build_process(config_of("control_law", name)).control_law
+    assert isinstance(law, ControlLaw)
+    for n in (1, 7, 256):
+        label = law.draw(n, 4, torch.Generator().manual_seed(n))
+        assert label.shape == (n,) and label.dtype == torch.int64
+        assert (0 <= label).all() and (label < 4).all()
+        assert torch.equal(law.draw(n, 4, torch.Generator().manual_seed(n)), label)
+
+
+# --- policy -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", choices("policy"))
+def test_policy(name: str) -> None:
+    config = config_of("policy", name)
+    process = build_process(config)
+    policy = build_policy(config, process)
+    assert isinstance(policy, DenoisingPolicy)
+    policy.train()
+    env = LatentEnv(process, num_envs=8)
+    plan = RolloutPlan(gradients=True)
+    episode = rollout(env, policy, plan=plan)
+    check_invariants(episode, plan)
+    assert torch.equal(episode[keys.LOC], episode[keys.PRIOR_LOC])
+    assert torch.equal(episode[keys.SCALE][0], process.kernel.scale[:K])
+
+    groups = policy.parameter_groups()
+    assert set(groups) <= set(build_trainer_config(config).learning_rate)
+    grouped = [parameter for group in groups.values() for parameter in group]
+    assert len({id(p) for p in grouped}) == len(grouped)  # each learns at one rate
+    assert {id(p) for p in grouped} == {id(p) for p in policy.parameters() if p.requires_grad}
+    episode[keys.ACTION].sum().backward()
+    assert any(p.grad is not None and (p.grad != 0).any() for p in grouped)
+    assert all(p.grad is None for p in process.parameters())
+
+    torch.optim.SGD(grouped, lr=1e-2).step()
+    copy = build_policy(config, process)
+    copy.load_state_dict(policy.state_dict())
+    with torch.no_grad():
+        results = []
+        for each in (policy, copy):
+            env.set_seed(0)
+            results.append(rollout(env, each))
+    assert torch.equal(results[0][keys.LOC], results[1][keys.LOC])
+    assert (results[0][keys.KL].sum(1) > 0).all()
+
+
+# --- agent ------------------------------------------------------------------------------------
+
+
+def losses(agent: Agent, episode: TensorDict) -> dict[str, Tensor]:
+    result = agent.loss(episode)
+    assert all(value.shape == () and torch.isfinite(value) for value in result.values())
+    return {str(key): value for key, value in result.items() if str(key).startswith("loss_")}
+
+
+def perturbed(config: DictConfig, process: DenoisingProcess) -> DenoisingPolicy:
+    """A policy that is not the prior, so that no loss is zero by accident."""
+    policy = build_policy(config, process)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return policy
+
+
+@pytest.mark.parametrize("name", choices("agent"))
+def test_agent(name: str) -> None:
+    config = config_of("agent", name)
+    process = build_process(config)
+    policy, agent = perturbed(config, process), build_agent(config, process)
+    episode = rollout(LatentEnv(process, num_envs=32), policy, plan=agent.plan)
+    present = set(episode.keys(include_nested=True))
+    assert set(agent.in_keys) <= present
+    only = episode.select(*agent.in_keys)  # it reads nothing that it does not declare
+    found = losses(agent, only)
+    assert found, "no loss_* key"
+    again = losses(agent, only[permuted(32)])
+    for key, value in found.items():
+        torch.testing.assert_close(again[key], value, rtol=1e-4, atol=1e-5)
+
+    sum(found.values(), torch.zeros(())).backward()
+    trained = [p for group in policy.parameter_groups().values() for p in group]
+    assert any(p.grad is not None and (p.grad != 0).any() for p in trained)
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in trained)
+    assert all(p.grad is None for p in process.parameters())
+
+
+@pytest.mark.parametrize("name", choices("agent"))
+def test_agent_refuses_a_reward_without_the_gradient_it_needs(name: str) -> None:
+    config = config_of("agent", name)
+    process = build_process(config)
+    process.reward_model = FunctionReward(
+        function=lambda sample, control: sample.detach().sum(1),
+        controls=process.controls,
+        differentiable=False,
+    )
+    if instantiate(config.agent, _convert_="all").needs_reward_gradient:
+        with pytest.raises(ConfigError, match=f"agent={name} differentiates the reward"):
+            build_agent(config, process)
+    else:
+        agent, policy = build_agent(config, process), perturbed(config, process)
+        losses(agent, rollout(LatentEnv(process, num_envs=8), policy, plan=agent.plan))
+
+
+@pytest.mark.parametrize("name", choices("agent"))
+def test_agent_improves_on_the_prior(name: str) -> None:
+    config = compose("train", ["env=gaussian", f"agent={name}", f"kernel.num_steps={K}"])
+    process = build_process(config)
+    policy, agent = build_policy(config, process), build_agent(config, process)
+    env = LatentEnv(process, num_envs=128)
+    trained = [p for group in policy.parameter_groups().values() for p in group]
+    optimizer = torch.optim.Adam([*trained, *agent.parameters()], lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        found = losses(agent, rollout(env, policy, plan=agent.plan))
+        sum(found.values(), torch.zeros(())).backward()
+        optimizer.step()
+    gains = []
+    for each in (PriorPolicy(process.kernel), policy):
+        env = LatentEnv(process, num_envs=4096, seed=1)  # the same starts, labels and noise
+        with torch.no_grad():
+            episode = rollout(env, each)
+        gains.append(episode[keys.NEXT_REWARD].sum((1, 2)) - episode[keys.KL].sum(1))
+    gain = gains[1] - gains[0]
+    assert gain.mean() > 4 * gain.std() / len(gain) ** 0.5

@@ -1,0 +1,42 @@
+"""Small runs for tests of the trainer, the run folder and the command line."""
+
+import json
+from pathlib import Path
+
+from ctrl_rl.cli import main
+
+SMALL = [
+    "env=gaussian",
+    "logger=none",
+    "trainer.updates=12",
+    "trainer.batch_size=16",
+    "trainer.checkpoint_every=5",
+    "trainer.log_z_samples=32",
+    "evaluation.prior_samples=32",
+    "evaluation.policy_samples=16",
+    "evaluation.exact_samples=8",
+]
+
+
+def train(root: Path, name: str = "run", *words: str) -> Path:
+    """Train a small run to its end; returns its folder."""
+    assert main(["train", *SMALL, f"run.root={root}", f"run.name={name}", *words]) == 0
+    return root / name
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """What two equal runs share byte for byte: metrics, final weights and training state."""
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    files = [run / "metrics.jsonl", newest / "policy.safetensors", newest / "training.safetensors"]
+    return {file.name: file.read_bytes() for file in files} | {"at": newest.name.encode()}
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(run: Path) -> dict:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in summary.json")
+
+    return json.loads((run / "summary.json").read_text(), parse_constant=refuse)
