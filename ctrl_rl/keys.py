@@ -3,22 +3,22 @@
 A state has batch shape ``[B]``, a rollout ``[B, T]`` with ``T = K`` stochastic denoising steps.
 ``*S`` is the shape of a latent, ``*D`` the shape of a clean sample; both are float32.
 
-| key                  | shape        | dtype   | unit | meaning                                     |
-|----------------------|--------------|---------|------|---------------------------------------------|
-| `x`                  | [B, T, *S]   | float32 |      | latent x_k before the action                |
-| `step`               | [B, T]       | int64   | step | k = 0 .. K-1, counts denoising steps        |
-| `(control, name)`    | [B, T]       | int64   |      | label of one named control; last row = null |
-| `action`             | [B, T, *S]   | float32 |      | next latent x_{k+1}                         |
-| `loc`                | [B, T, *S]   | float32 |      | mean of the policy's Gaussian               |
-| `scale`              | [B, T]       | float32 |      | its standard deviation, per dimension       |
-| `action_log_prob`    | [B, T]       | float32 | nats | log pi(a|s), summed over dimensions         |
-| `prior_loc`          | [B, T, *S]   | float32 |      | mean of the prior's Gaussian at the state   |
-| `prior_log_prob`     | [B, T]       | float32 | nats | log p_ref(a|s), summed over dimensions      |
-| `kl`                 | [B, T]       | float32 | nats | closed-form KL(pi || p_ref) of the step     |
-| `log_ratio`          | [B, T]       | float32 | nats | log pi(a|s) - log p_ref(a|s)                |
-| `(next, reward)`     | [B, T, 1]    | float32 | nats | 0 but for the last step                     |
-| `(next, done)`       | [B, T, 1]    | bool    |      | true at the last step                       |
-| `sample`             | [B, T, *D]   | float32 |      | clean sample, a view repeated along T       |
+| key                  | shape        | dtype   | unit | meaning                                 |
+|----------------------|--------------|---------|------|-----------------------------------------|
+| `x`                  | [B, T, *S]   | float32 |      | latent x_k before the action            |
+| `step`               | [B, T]       | int64   | step | k = 0 .. K-1, counts denoising steps    |
+| `(control, name)`    | [B, T]       | int64   |      | label of a control; its last row = null |
+| `action`             | [B, T, *S]   | float32 |      | next latent x_{k+1}                     |
+| `loc`                | [B, T, *S]   | float32 |      | mean of the policy's Gaussian           |
+| `scale`              | [B, T]       | float32 |      | its standard deviation, per dimension   |
+| `action_log_prob`    | [B, T]       | float32 | nats | log pi(a|s), summed over dimensions     |
+| `prior_loc`          | [B, T, *S]   | float32 |      | mean of the prior's Gaussian            |
+| `prior_log_prob`     | [B, T]       | float32 | nats | log p_ref(a|s), summed over dimensions  |
+| `kl`                 | [B, T]       | float32 | nats | closed-form KL(pi || p_ref) of the step |
+| `log_ratio`          | [B, T]       | float32 | nats | log pi(a|s) - log p_ref(a|s)            |
+| `(next, reward)`     | [B, T, 1]    | float32 | nats | 0 but for the last step                 |
+| `(next, done)`       | [B, T, 1]    | bool    |      | true at the last step                   |
+| `sample`             | [B, T, *D]   | float32 |      | clean sample, a view repeated along T   |
 
 `(next, x)` is not stored: it is `action`.
 """

@@ -99,7 +99,7 @@ class Learner:
         )
         self.average: AveragedModel | None = None
         if config.ema_decay is not None:
-            averaging = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+            averaging = get_ema_multi_avg_fn(config.ema_decay)
             self.average = AveragedModel(policy, multi_avg_fn=averaging)
 
     @property
@@ -127,7 +127,7 @@ class Learner:
             raise ConfigError("the agent gave no loss; name at least one of its results loss_…")
         total = torch.stack(named)
         self.optimizer.zero_grad(set_to_none=True)
-        total.sum().backward()  # type: ignore[no-untyped-call]
+        total.sum().backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)

@@ -17,10 +17,8 @@ class FixedPrecision(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if recurse:
             for child in self.children():
-                child._apply(fn)  # type: ignore[no-untyped-call]
-        super()._apply(  # type: ignore[no-untyped-call]
-            lambda tensor: tensor.to(fn(tensor).device), recurse=False
-        )
+                child._apply(fn)
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse=False)
         return self
 
 

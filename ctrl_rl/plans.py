@@ -35,5 +35,5 @@ class RolloutPlan:
             )
         if self.max_adjoint_norm is not None and not self.max_adjoint_norm > 0:
             raise ConfigError(
-                f"agent.max_adjoint_norm={self.max_adjoint_norm} must be > 0, or null for no clipping"
+                f"agent.max_adjoint_norm={self.max_adjoint_norm} must be > 0, or null for none"
             )

@@ -98,7 +98,7 @@ def pretrain(
         betas=(plan.betas[0], plan.betas[1]),
         weight_decay=plan.weight_decay,
     )
-    averaging = get_ema_multi_avg_fn(plan.ema_decay)  # type: ignore[no-untyped-call]
+    averaging = get_ema_multi_avg_fn(plan.ema_decay)
     average = AveragedModel(unet, multi_avg_fn=averaging)
     losses = []
     for update in range(plan.updates):
@@ -112,7 +112,7 @@ def pretrain(
                 f"loss {loss.item()} at update {update + 1}; try a lower recipe.learning_rate"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(unet)

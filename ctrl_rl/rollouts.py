@@ -84,7 +84,7 @@ def _clip_adjoint(action: Tensor, plan: RolloutPlan | None) -> None:
         norm = gradient.flatten(1).norm(dim=1)
         return gradient * gaussian.expand_to(limit / norm.clamp(min=limit), gradient)
 
-    action.register_hook(clip)  # type: ignore[no-untyped-call]
+    action.register_hook(clip)
 
 
 def _first_step_with_gradient(

@@ -56,7 +56,7 @@ def gaussian_oracle(process: DenoisingProcess, label: int) -> GaussianChainOracl
 
 
 class ShiftPolicy(DenoisingPolicy):
-    """loc = prior_loc + factor * shifts[label, k]: with factor 1 the optimum of the gaussian task."""
+    """loc = prior_loc + factor * shifts[label, k]: for factor 1 the gaussian task's optimum."""
 
     def __init__(self, process: DenoisingProcess, factor: float = 1.0) -> None:
         super().__init__(process.kernel)

@@ -61,7 +61,7 @@ class CalibrationReport:
     num_examples: int
 
 
-def fit_temperature(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Finds the temperature T that minimises the likelihood loss of softmax(logits / T).
 
     The loss is convex in b = 1 / T with slope mean(E_softmax(b z)[z] - z_label), which rises with
@@ -71,8 +71,6 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, label_smoothing: float = 
     Args:
         logits: [N, num_labels], any floating dtype; computed in float64.
         labels: int64 [N].
-        label_smoothing: Assumed share of wrong labels: each label counts as right with probability
-            1 - label_smoothing and is any label otherwise, as in the fit.
 
     Returns:
         T > 0. It is 1, with a warning, when every example is classified right: the loss then falls
@@ -88,10 +86,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, label_smoothing: float = 
         raise NonFiniteError(
             "logits hold NaN or infinite values: the fit diverged, so lower its learning_rate"
         )
-    of_label = (
-        (1 - label_smoothing) * logits.gather(1, labels[:, None]).mean()
-        + label_smoothing * logits.mean()
-    )
+    of_label = logits.gather(1, labels[:, None]).mean()
 
     def slope(inverse_temperature: float) -> float:
         probabilities = torch.softmax(inverse_temperature * logits, dim=1)
@@ -102,7 +97,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, label_smoothing: float = 
             "the classifier is no better than chance on the calibration split, so no temperature "
             "can calibrate it: check the labels, or fit for more epochs"
         )
-    if label_smoothing == 0 and torch.equal(logits.argmax(1), labels):
+    if torch.equal(logits.argmax(1), labels):
         warnings.warn(
             f"all {len(labels)} calibration examples are classified right, so the likelihood has "
             "no finite best temperature; it stays 1. Use a larger calibration split.",

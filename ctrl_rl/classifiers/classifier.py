@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ctrl_rl.classifiers.networks import ARCHITECTURES
 from ctrl_rl.assets import resolve
+from ctrl_rl.classifiers.networks import ARCHITECTURES
 from ctrl_rl.errors import ConfigError, did_you_mean
 
 WEIGHTS_FILE = "classifier.safetensors"

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ REPORT_FILE, DIAGRAM_FILE = "report.json", "reliability.png"
 CLASSIFIER_FILES = {WEIGHTS_FILE, DESCRIPTION_FILE, REPORT_FILE, DIAGRAM_FILE}
 
 # Bounds the memory of an evaluation pass; the figures do not depend on it.
+# Draws of the noise per calibration example: a few steady the temperature at little cost.
+NOISE_DRAWS = 8
 EVALUATION_ROWS = 1024
 
 
@@ -47,6 +50,8 @@ def fit_classifier(
     learning_rate: float,
     weight_decay: float,
     noise: float,
+    calibration_noise: float,
+    mixup: float,
     label_smoothing: float,
     seed: int,
     progress: bool = True,
@@ -70,10 +75,13 @@ def fit_classifier(
         noise: Standard deviation of Gaussian noise added to every training example, in units of
             x. A sampler's x is seldom exactly on the data manifold, and the reward needs a
             gradient there too.
-        label_smoothing: Assumed share of wrong labels, in [0, 1), in the fit and for the
-            temperature (Szegedy et al. 2016, sec. 7). It keeps log p(y | x) above about
-            log(label_smoothing / num_labels), so that a reward far from its label has a slope and
-            no cliff.
+        calibration_noise: The same for calibration examples: the temperature is then right where
+            the reward is asked, at the price of being too high on clean examples.
+        mixup: alpha of mixup (Zhang et al. 2018, arXiv 1710.09412): examples and their labels are
+            blended in pairs with a share from Beta(alpha, alpha); 0 for none. Between the classes,
+            where no data lie and where a reward has to lead, logits then change evenly.
+        label_smoothing: Share of every label that is spread over all labels in the fit, in [0, 1)
+            (Szegedy et al. 2016, sec. 7). The temperature is fitted to the labels as they are.
         seed: Seed of the batches and the noise.
         progress: Whether to show a progress bar.
 
@@ -91,6 +99,8 @@ def fit_classifier(
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "noise": noise,
+        "calibration_noise": calibration_noise,
+        "mixup": mixup,
         "label_smoothing": label_smoothing,
         "seed": seed,
     }
@@ -110,12 +120,14 @@ def fit_classifier(
     train, calibration, report_on = (dataset.split(name) for name in splits.values())
     network = copy.deepcopy(network)
     _check_network(network, dataset)
-    _train(network, *train, **settings, progress=progress)
+    fitting = {name: value for name, value in settings.items() if name != "calibration_noise"}
+    _train(network, *train, **fitting, num_labels=dataset.num_labels, progress=progress)
 
     classifier = Classifier(network=network, num_labels=dataset.num_labels)
-    temperature = fit_temperature(
-        _logits(classifier, calibration[0]), calibration[1], label_smoothing=label_smoothing
-    )
+    generator = torch.Generator().manual_seed(seed)
+    x = calibration[0].repeat(NOISE_DRAWS, *(1,) * len(dataset.shape))
+    noisy = x + calibration_noise * torch.randn(x.shape, generator=generator)
+    temperature = fit_temperature(_logits(classifier, noisy), calibration[1].repeat(NOISE_DRAWS))
     report = measure_calibration(
         logits=_logits(classifier, report_on[0]), labels=report_on[1], temperature=temperature
     )
@@ -181,8 +193,10 @@ def _train(
     learning_rate: float,
     weight_decay: float,
     noise: float,
+    mixup: float,
     label_smoothing: float,
     seed: int,
+    num_labels: int,
     progress: bool,
 ) -> None:
     network.train()
@@ -190,6 +204,7 @@ def _train(
     device = next(network.parameters()).device
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=epochs)
+    targets = nn.functional.one_hot(labels, num_labels).float()
     columns = (
         TextColumn("Fitting the classifier"),
         BarColumn(),
@@ -202,11 +217,16 @@ def _train(
         for _ in range(epochs):
             loss_sum = 0.0
             for rows in torch.randperm(len(x), generator=generator).split(batch_size):
-                # Drawn on the CPU, so that the noise is the same on every device.
+                # Drawn on the CPU, so that they are the same on every device.
                 jitter = noise * torch.randn(x[rows].shape, generator=generator)
-                logits = network((x[rows] + jitter).to(device))
+                partners = rows[torch.randperm(len(rows), generator=generator)]
+                share = _mixing_shares(len(rows), mixup, generator)
+                image_share = share.reshape(-1, *(1,) * (x.ndim - 1))
+                blend = image_share * x[rows] + (1 - image_share) * x[partners] + jitter
+                target = share[:, None] * targets[rows] + (1 - share[:, None]) * targets[partners]
+                logits = network(blend.to(device))
                 loss = nn.functional.cross_entropy(
-                    logits, labels[rows].to(device), label_smoothing=label_smoothing
+                    logits, target.to(device), label_smoothing=label_smoothing
                 )
                 optimiser.zero_grad()
                 loss.backward()
@@ -214,6 +234,16 @@ def _train(
                 loss_sum += loss.item() * len(rows)
             schedule.step()
             bar.update(task, advance=1, loss=loss_sum / len(x))
+
+
+def _mixing_shares(n: int, alpha: float, generator: torch.Generator) -> Tensor:
+    """Draws from Beta(alpha, alpha): float32 [n]; all 1, no blending, for alpha = 0."""
+    if alpha == 0:
+        return torch.ones(n)
+    # torch's Beta takes no generator, NumPy's does: one seeded by a draw from ours.
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    shares = np.random.default_rng(seed).beta(alpha, alpha, n)
+    return torch.as_tensor(shares, dtype=torch.float32)
 
 
 @torch.no_grad()

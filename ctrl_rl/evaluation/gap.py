@@ -85,9 +85,10 @@ def gap_report(
     """Estimate the optimality gap of one condition from policy rollouts and prior samples.
 
     log Z comes from the prior samples (A) or from the policy's importance weights (B), whichever
-    interval is narrower, or from the higher one where the two exclude each other. A is independent of J, so the arms combine in quadrature. B shares its
-    rollouts with J and near the optimum both errors are the same, mean v_0(x_0): there the
-    interval is that of the difference, from the joint influence function of each rollout.
+    interval is narrower, or from the higher one where the two exclude each other. A is independent
+    of J, so the arms combine in quadrature. B shares its rollouts with J and near the optimum both
+    errors are the same, mean v_0(x_0): there the interval is that of the difference, from the
+    joint influence function of each rollout.
 
     A weakness of B: weights that miss a part of the target agree among themselves, so B can be
     narrow and too low. `contradictions` names the cases in which A or the EUBO show it. Where A

@@ -107,8 +107,9 @@ def _limits(samples: Mapping[str, Sequence[Tensor]]) -> tuple[float, float]:
     return -1.1 * reach, 1.1 * reach
 
 
-def _draw_points(axis: Any, sample: Tensor, limits: tuple[float, float]) -> None:
+def _draw_points(axis: Any, sample: Tensor, limits: tuple[float, float] | None) -> None:
     points = sample.float().cpu().numpy()
+    assert limits is not None, "points have limits, images have none"
     axis.set_xlim(*limits)
     if points.shape[1] == 1:
         axis.hist(points[:, 0], bins=60, range=limits, density=True, color="tab:blue")

@@ -62,7 +62,7 @@ def diffusers_unet_prior(*, path: str) -> Prior:
     except ValueError as error:
         raise ConfigError(f"prior.path={path}: {scheduler.name} is no json: {error}") from error
     try:
-        unet = UNet2DModel.from_pretrained(  # type: ignore[no-untyped-call]
+        unet = UNet2DModel.from_pretrained(
             folder / "unet", use_safetensors=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # diffusers and safetensors raise many kinds for a broken file
