@@ -20,10 +20,6 @@ Deviations from the authors' published code, each towards the paper's objective:
   reward nor their own KL reaches the parameters through them. (Dropping the gradient of single
   steps at random inside a kept chain is another estimator.) It saves memory and time and is biased;
   the whole chain is the default.
-- The adjoint dJ/dx_k can be clipped per sample and step (`max_adjoint_norm`). A chain of networks
-  amplifies it: on digits its median norm is 1.5 nats per unit and its 99th percentile 40, and
-  clipping the averaged gradient cannot tell the few large ones from the rest. Biased towards
-  small steps where it acts, which it does less and less as the policy nears the optimum.
 
 Metrics: `reward` mean of gamma log p(y | sample); `kl` mean of sum_k KL_k; `soft_return` their
 difference J, all in nats.
@@ -45,7 +41,6 @@ class Ctrl(Agent):
     Args:
         checkpointing: recompute activations in the backward pass, for large networks.
         truncation: gradient through the last steps only: null for all, a number, or `uniform`.
-        max_adjoint_norm: clip dJ/dx_k of every sample and step to this norm; null for no clipping.
     """
 
     in_keys = (keys.NEXT_REWARD, keys.KL)
@@ -56,14 +51,12 @@ class Ctrl(Agent):
         *,
         checkpointing: bool = False,
         truncation: int | Literal["uniform"] | None = None,
-        max_adjoint_norm: float | None = None,
     ) -> None:
         super().__init__()
         self.plan = RolloutPlan(
             gradients=True,
             checkpointing=checkpointing,
             truncation=truncation,
-            max_adjoint_norm=max_adjoint_norm,
         )
 
     def loss(self, rollout: TensorDict) -> TensorDict:

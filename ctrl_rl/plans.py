@@ -16,24 +16,17 @@ class RolloutPlan:
         truncation: gradients flow through the last `truncation` steps only, the earlier ones are
             sampled without a graph; None for the whole chain, "uniform" for a length drawn
             uniformly from 1 .. K per rollout.
-        max_adjoint_norm: the adjoint dJ/dx_k of every sample and step is clipped to this Euclidean
-            norm (nats per unit of x) on its way back; None for no clipping.
     """
 
     gradients: bool
     checkpointing: bool = False
     truncation: int | str | None = None
-    max_adjoint_norm: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no truncation or no norm."""
+        """Refuse what is no truncation."""
         whole = isinstance(self.truncation, int) and self.truncation >= 1
         if not (self.truncation is None or self.truncation == "uniform" or whole):
             raise ConfigError(
                 f"agent.truncation={self.truncation!r} is not a number of steps; "
                 "use null for the whole chain, 1 or more, or uniform"
-            )
-        if self.max_adjoint_norm is not None and not self.max_adjoint_norm > 0:
-            raise ConfigError(
-                f"agent.max_adjoint_norm={self.max_adjoint_norm} must be > 0, or null for none"
             )

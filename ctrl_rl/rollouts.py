@@ -48,7 +48,6 @@ def rollout(
     for k in range(num_steps):
         with torch.set_grad_enabled(k >= first):
             state = policy(state, generator=env.generator)
-            _clip_adjoint(state[keys.ACTION], plan)
             after = env.step(state)["next"]
             steps.append(_record(state, after))
             state = after.exclude(keys.REWARD)
@@ -69,22 +68,6 @@ def _record(state: TensorDict, after: TensorDict) -> TensorDict:
     record.set(keys.LOG_RATIO, gaussian.log_ratio(action, loc, prior_loc, scale))
     record.set("next", after.select(keys.REWARD, "done", "terminated"))
     return record
-
-
-def _clip_adjoint(action: Tensor, plan: RolloutPlan | None) -> None:
-    """Clip the gradient that will come back to x_{k+1}, sample by sample.
-
-    Losses are means over the B episodes, so a sample's adjoint is B times the gradient seen here.
-    """
-    if plan is None or plan.max_adjoint_norm is None or not action.requires_grad:
-        return
-    limit = plan.max_adjoint_norm / len(action)
-
-    def clip(gradient: Tensor) -> Tensor:
-        norm = gradient.flatten(1).norm(dim=1)
-        return gradient * gaussian.expand_to(limit / norm.clamp(min=limit), gradient)
-
-    action.register_hook(clip)
 
 
 def _first_step_with_gradient(

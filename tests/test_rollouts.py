@@ -236,26 +236,6 @@ def test_divergence_has_a_gradient_of_its_own() -> None:
     torch.testing.assert_close(gradient, exact, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("limit", [0.2, 1e6])
-def test_adjoints_are_clipped_sample_by_sample(limit: float) -> None:
-    env = make("mixture2d", 6)
-    policy = shifted(env)
-    plan = RolloutPlan(gradients=True, max_adjoint_norm=limit)
-    episode = rollout(env, policy, plan=plan, control={"group": 1})
-    episode[keys.NEXT_REWARD].sum((1, 2)).mean().backward()
-
-    # By hand for the last action: the gradient of each sample's own reward, clipped, averaged.
-    action = episode[keys.ACTION][:, -1].detach().requires_grad_()
-    step, control = torch.full((6,), K), {"group": torch.ones(6, dtype=torch.int64)}
-    reward = env.process.reward(env.process.prior_loc(action, step), control)
-    (adjoint,) = torch.autograd.grad(reward.sum(), action)
-    norm = adjoint.norm(dim=1, keepdim=True)
-    assert limit > 1 or (norm > limit).any()
-    clipped = (adjoint * (limit / norm).clamp(max=1)).mean(0)
-    assert policy.shifts.grad is not None
-    torch.testing.assert_close(policy.shifts.grad[-1, 1], clipped, rtol=1e-4, atol=1e-6)
-
-
 def test_nothing_is_kept_without_a_plan_and_the_mode_is_restored() -> None:
     env = make("mixture2d", 4)
     policy = shifted(env)

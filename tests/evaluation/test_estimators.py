@@ -214,13 +214,27 @@ def test_wrong_figures_are_called_contradictions(name, wrong_by, sentence):
     assert any(re.match(sentence, text) for text in found), found
 
 
+def test_where_the_estimators_exclude_each_other_the_higher_is_taken():
+    """A policy that misses a mode has narrow weights, and its log Z is too low."""
+    low = shift_data(1.0, 0.0, seed=0, count=500)
+    low["prior_reward"] = shift_data(1.0, 0.0, seed=1, count=5_000)["prior_reward"] - 2.0
+    assert not gap_report(**low).log_z_from_prior
+
+    high = shift_data(1.0, 0.9, seed=0)
+    high["prior_reward"] = high["prior_reward"] + 2.0
+    report = gap_report(**high)
+    assert report.log_z_policy.half_width < report.log_z_prior.half_width
+    assert report.log_z_from_prior
+    assert any("log Z" in text for text in report.contradictions)
+
+
 def test_negative_gap_is_called_a_contradiction():
     data = shift_data(1.0, 0.0, seed=0, count=500)
-    data["prior_reward"] = shift_data(1.0, 0.0, seed=1, count=5_000)["prior_reward"] - 2.0
-    report = gap_report(**data)
-
-    assert report.log_z_from_prior
-    assert any(re.match("the gap .* lies below zero", text) for text in report.contradictions)
+    data["policy_kl"] = data["policy_kl"] - 3.0
+    data["policy_log_ratio"] = data["policy_log_ratio"] - 3.0
+    data["prior_reward"] = data["prior_reward"][:50]
+    found = gap_report(**data).contradictions
+    assert found, "a soft return above log Z must not pass in silence"
 
 
 def test_certified_gap_below_the_gap_is_called_a_contradiction():
