@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from ctrl_rl import build
 from ctrl_rl.api import LoadedRun, load_run
 from ctrl_rl.composition import saved
-from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.errors import ConfigError, NonFiniteError, did_you_mean
-from ctrl_rl.evaluation.evaluate import Evaluation, name_of, prior_log_z
+from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.evaluation.evaluate import Evaluation, prior_log_z
 from ctrl_rl.evaluation.evaluate import evaluate as run_evaluation
 from ctrl_rl.evaluation.pictures import draw_grid, draw_samples
 from ctrl_rl.interrupts import Interrupted
@@ -63,7 +61,9 @@ def _train(config: DictConfig, run: Run | None, checkpoint: Checkpoint | None) -
     env = build.build_env(config, process)
     if checkpoint is None:
         check_start(env, learner)
-    log_z = _log_z(process, settings.log_z_samples, plan.batch_size)
+    log_z = prior_log_z(
+        process, settings.log_z_samples, batch_size=plan.batch_size, seed=_LOG_Z_SEED
+    )
     process.prior_calls = process.reward_calls = 0  # training is counted, not its preparation
     if run is None:
         run = Run.create(build.build_run_plan(config), OmegaConf.to_yaml(config))
@@ -95,16 +95,6 @@ def _train(config: DictConfig, run: Run | None, checkpoint: Checkpoint | None) -
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; go on with: ctrl-rl train resume={run.path}") from None
     return 0
-
-
-def _log_z(process: DenoisingProcess, n: int, batch_size: int) -> Tensor:
-    log_z = prior_log_z(process, n, batch_size=batch_size, seed=_LOG_Z_SEED)
-    for condition, value in zip(process.conditions, log_z.tolist(), strict=True):
-        if value != value:
-            raise NonFiniteError(
-                f"the reward of samples of the prior is nan for {name_of(condition)}"
-            )
-    return log_z
 
 
 def _shown(figures: dict[str, float]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ctrl_rl import gaussian, keys
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import ConfigError, NonFiniteError
 from ctrl_rl.evaluation.bounds import Estimate
 from ctrl_rl.evaluation.estimators import rejection_mask
 from ctrl_rl.evaluation.gap import GapReport, average_gap_reports, gap_report
@@ -149,6 +149,8 @@ def evaluate(
                 found["exact"] = (prior_sample[accepted], reward[accepted])
             episodes = _roll_policy(process, policy, condition, plan, index)
             policy_reward = episode_reward(episodes)
+            if not torch.isfinite(policy_reward).all():
+                raise NonFiniteError(f"the policy's reward is not finite for {name_of(condition)}")
             found["policy"] = (episodes[keys.SAMPLE][:, -1], policy_reward)
             gaps.append(
                 gap_report(
@@ -176,7 +178,12 @@ def evaluate(
 
 
 def _reward(process: DenoisingProcess, sample: Tensor, condition: Condition) -> Tensor:
-    return process.reward(sample, process.check_control(condition, len(sample)))
+    reward = process.reward(sample, process.check_control(condition, len(sample)))
+    if not torch.isfinite(reward).all():
+        raise NonFiniteError(
+            f"the reward of samples of the prior is not finite for {name_of(condition)}"
+        )
+    return reward
 
 
 def _roll_policy(
@@ -225,7 +232,7 @@ def _summarise(
     judge: Judge,
 ) -> dict[str, Any]:
     """Figures in all and per condition, in the layout of summary.json."""
-    overall = average_gap_reports(gaps)
+    overall = average_gap_reports(gaps, names)
 
     def table(indices: list[int], gap: GapReport) -> dict[str, Any]:
         def row(name: str) -> dict[str, Any]:

@@ -182,7 +182,9 @@ def _prefers(first: Estimate, second: Estimate) -> bool:
     return first.half_width < second.half_width
 
 
-def average_gap_reports(reports: Sequence[GapReport]) -> GapReport:
+def average_gap_reports(
+    reports: Sequence[GapReport], names: Sequence[str] | None = None
+) -> GapReport:
     """Average reports over conditions whose policy rollouts are independent of each other.
 
     Arms of what comes from policy rollouts combine in quadrature. Prior samples (and the accepted
@@ -191,10 +193,11 @@ def average_gap_reports(reports: Sequence[GapReport]) -> GapReport:
 
     Args:
         reports: one per condition, all made with the same confidence.
+        names: of the conditions, for contradictions; None numbers them.
 
     Returns:
         The average. `gap_certified`, `eubo` and `eubo_gap` are None unless every report has them.
-        Contradictions of the conditions carry their index; the averages, whose intervals are
+        Contradictions of the conditions carry their names; the averages, whose intervals are
         narrower, are checked as well.
 
     Raises:
@@ -223,9 +226,10 @@ def average_gap_reports(reports: Sequence[GapReport]) -> GapReport:
         evidence_bound = _average(evidence_bounds, independent=False)
         evidence_gap = difference(evidence_bound, value)
 
+    labels = names or [f"condition {index}" for index in range(count)]
     contradictions = [
-        f"condition {index}: {sentence}"
-        for index, report in enumerate(reports)
+        f"{name}: {sentence}"
+        for name, report in zip(labels, reports, strict=True)
         for sentence in report.contradictions
     ]
     if count > 1:

@@ -45,7 +45,7 @@ def draw_samples(
     for column, source in enumerate(sources):
         for row, name in enumerate(conditions):
             axis = axes[row][column]
-            draw(axis, samples[source][row], limits)
+            draw(axis, _from_row(samples[source][row], row), limits)
             if column == 0:
                 axis.set_ylabel(name, rotation=0, ha="right", va="center")
         heading = _TITLES.get(source, source)
@@ -72,6 +72,11 @@ def draw_grid(path: Path, sample: Tensor, *, title: str, columns: int = 8) -> No
         _draw_points(axis, sample, _limits({"samples": [sample]}))
     axis.set_title(title, fontsize=10)
     figure.savefig(path, dpi=110)
+
+
+def _from_row(sample: Tensor, row: int) -> Tensor:
+    """Start every row at other samples where there are enough: the rows of a prior share theirs."""
+    return sample[row * _COLUMNS :] if len(sample) >= (row + 1) * _COLUMNS else sample
 
 
 def _draw_images(axis: Any, sample: Tensor, limits: Any) -> None:

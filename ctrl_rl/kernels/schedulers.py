@@ -17,7 +17,7 @@ _DETERMINISTIC_VARIANCE = 1e-16
 
 
 def ddpm_kernel(
-    *, scheduler_config: Mapping[str, Any], num_steps: int, final_noise: bool = True
+    *, scheduler_config: Mapping[str, Any], num_steps: int, final_noise: bool = False
 ) -> TransitionKernel:
     """Ancestral sampling of DDPM (Ho, Jain, Abbeel 2020, eqs. 6 and 7).
 
@@ -25,9 +25,10 @@ def ddpm_kernel(
         scheduler_config: config of a diffusers scheduler; all its betas, spacings, prediction
             types, clipping and the variance types `fixed_small`, `fixed_small_log`, `fixed_large`.
         num_steps: K, stochastic steps.
-        final_noise: whether the last step draws noise where its variance is not 0. diffusers does
-            unless it starts at timestep 0, which only `fixed_large` with spacings other than
-            `leading` feels; algorithm 2 of the paper never does.
+        final_noise: whether the last step draws noise where its variance is not 0. Algorithm 2 of
+            the paper does not, so that the last step is the read-out. diffusers does unless the
+            step starts at timestep 0, which matters for `fixed_large` with spacings other than
+            `leading`.
 
     Raises:
         ConfigError: K out of range, or a variance that is learned or not known.

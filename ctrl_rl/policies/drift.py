@@ -38,6 +38,9 @@ class DriftPolicy(DenoisingPolicy):
         depth: int = 2,
     ) -> None:
         super().__init__(kernel)
+        for name, size in {"width": width, "depth": depth}.items():
+            if size < 1:
+                raise ConfigError(f"policy.{name}={size} must be 1 or more")
         if len(prior.shape) != 1:
             raise ConfigError(
                 f"policy=drift needs vector latents, this prior has shape {prior.shape}; "

@@ -51,7 +51,7 @@ def steps(
     eta = sampler.get("eta")
     config = config | {key: value for key, value in sampler.items() if key != "eta"}
     if eta is None:
-        kernel = ddpm_kernel(scheduler_config=config, num_steps=num_steps)
+        kernel = ddpm_kernel(scheduler_config=config, num_steps=num_steps, final_noise=True)
         scheduler = DDPMScheduler.from_config(config)
         scheduler.one = scheduler.one.double()
     else:
@@ -205,3 +205,15 @@ def test_tables_are_not_rounded_by_a_cast() -> None:
         assert table.dtype == (torch.int64 if name == "timesteps" else torch.float32)
         assert torch.equal(table, before[name]), name
     assert kernel.to("meta").scale.device.type == "meta"  # but moves go through
+
+
+def test_the_last_step_draws_no_noise_unless_asked():
+    """Ho, Jain, Abbeel 2020, algorithm 2: only the read-out differs from diffusers' fixed_large."""
+    config = {"variance_type": "fixed_large", "timestep_spacing": "trailing"}
+    quiet = ddpm_kernel(scheduler_config=config, num_steps=9)
+    noisy = ddpm_kernel(scheduler_config=config, num_steps=10, final_noise=True)
+    assert quiet.has_read_out and not noisy.has_read_out
+    assert torch.equal(quiet.timesteps, noisy.timesteps)
+    assert (
+        torch.equal(quiet.scale[:-1], noisy.scale[:-1]) and quiet.scale[-1] == 0 < noisy.scale[-1]
+    )
