@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 _START, _END = "<!-- results -->", "<!-- /results -->"
 _COLUMNS = {
     "gap": "gap_nats",
@@ -38,22 +40,21 @@ def main(arguments: list[str]) -> None:
 
 
 def _table(folders: list[Path], summaries: list[dict[str, Any]]) -> str:
-    """One row for the prior and the exact conditional, one per run."""
-    lines = [
-        "| | " + " | ".join(_COLUMNS) + " | training |",
-        "|---|" + "---:|" * (len(_COLUMNS) + 1),
-        _row("prior", summaries[0]["prior"], "–"),
-    ]
+    """Prior, policy and exact conditional of every run: each chain has its own."""
+    lines = ["| | " + " | ".join(_COLUMNS) + " |", "|---|" + "---:|" * len(_COLUMNS)]
     for folder, summary in zip(folders, summaries, strict=True):
-        seconds = f"{summary['steps']:,} updates, {summary['wall_s'] / 60:.1f} min"
-        lines.append(_row(f"`{summary['agent']}` ({folder.name})", summary, seconds))
-    lines.append(_row("exact conditional", summaries[0]["exact"], "–"))
+        config = OmegaConf.load(folder / "config.yaml")
+        run = f"`{folder.name}`, K = {config.kernel.num_steps}"
+        training = f"{summary['steps']:,} updates, {summary['wall_s'] / 60:.1f} min"
+        lines.append(_row(f"{run}: prior", summary["prior"]))
+        lines.append(_row(f"**{summary['agent']}**, {training}", summary))
+        lines.append(_row("exact conditional", summary["exact"]))
     return "\n".join(lines)
 
 
-def _row(name: str, figures: dict[str, Any], training: str) -> str:
+def _row(name: str, figures: dict[str, Any]) -> str:
     cells = [_cell(figures.get(key)) for key in _COLUMNS.values()]
-    return f"| {name} | " + " | ".join(cells) + f" | {training} |"
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def _cell(value: float | list[float] | None) -> str:
