@@ -93,6 +93,14 @@ def build_device(config: DictConfig) -> torch.device:
     return device
 
 
+def set_threads(config: DictConfig) -> None:
+    """Give torch the config's number of CPU threads, for the whole program."""
+    check_value(config.threads, int, "threads")
+    if config.threads < 1:
+        raise ConfigError(f"threads={config.threads} must be 1 or more")
+    torch.set_num_threads(config.threads)
+
+
 def build_process(config: DictConfig) -> DenoisingProcess:
     """The MDP: prior, kernel, reward and control law."""
     device = build_device(config)

@@ -52,6 +52,7 @@ def resume(words: list[str]) -> int:
 
 def _train(config: DictConfig, run: Run | None, checkpoint: Checkpoint | None) -> int:
     # Everything is built and checked before any compute, and that before a folder is made.
+    build.set_threads(config)
     settings, plan = build.build_trainer_config(config), build.build_evaluation_plan(config)
     make_logger = build.build_logger(config)
     process = build.build_process(config)
@@ -112,6 +113,7 @@ def evaluate(words: list[str]) -> int:
             raise ConfigError(f"evaluate does not take '{word}'; {hint}")
     loaded = _load(options, "evaluate run=runs/demo")
     loaded.config = saved(loaded.run.config_file, overrides)
+    build.set_threads(loaded.config)
     plan = build.build_evaluation_plan(loaded.config)
     with bar("evaluate", len(loaded.env.process.conditions)) as report:
         evaluation = loaded.evaluate(plan, lambda done, total: report(done, {}))
