@@ -12,7 +12,8 @@ class Agent(nn.Module, ABC):
     """Turns rollouts into losses; knows nothing of env, trainer, optimizer, logger or device.
 
     Attributes:
-        in_keys: keys of the rollout that `loss` reads, checked once before the first update.
+        in_keys: keys of the rollout that `prepare` and `loss` read, checked once before the first
+            update; what `prepare` adds is not among them.
         plan: what it asks of its rollouts.
         needs_reward_gradient: whether the reward must be differentiable.
     """
@@ -21,9 +22,23 @@ class Agent(nn.Module, ABC):
     plan: RolloutPlan
     needs_reward_gradient: bool
 
+    def __init__(self) -> None:
+        super().__init__()  # nothing but keyword arguments of the agent's own
+
+    def prepare(self, rollout: TensorDict) -> TensorDict:
+        """Add what is computed once per rollout, such as advantages, before it is cut into batches.
+
+        Args:
+            rollout: [B, K], a whole one.
+
+        Returns:
+            The same, with keys of the agent's own; no graph is kept of them.
+        """
+        return rollout
+
     @abstractmethod
     def loss(self, rollout: TensorDict) -> TensorDict:
-        """Compute the losses of one rollout.
+        """Compute the losses of one rollout, or of the part of it that the plan asks for.
 
         Args:
             rollout: [B, K], see `ctrl_rl.keys`.
@@ -31,3 +46,7 @@ class Agent(nn.Module, ABC):
         Returns:
             Scalars. Keys `loss_*` are summed and differentiated, all others are logged.
         """
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters of its own, by name of their learning rate."""
+        return {"critic": [p for p in self.parameters() if p.requires_grad]}

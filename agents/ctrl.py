@@ -21,8 +21,7 @@ Deviations from the authors' published code, each towards the paper's objective:
   steps at random inside a kept chain is another estimator.) It saves memory and time and is biased;
   the whole chain is the default.
 
-Metrics: `reward` mean of gamma log p(y | sample); `kl` mean of sum_k KL_k; `soft_return` their
-difference J, all in nats.
+Metrics: `loss_ctrl` = -`soft_return`; `soft_return` the batch's estimate of J, in nats.
 """
 
 from typing import Literal
@@ -54,7 +53,7 @@ class Ctrl(Agent):
     ) -> None:
         super().__init__()
         self.plan = RolloutPlan(
-            gradients=True,
+            gradients="pathwise",
             checkpointing=checkpointing,
             truncation=truncation,
         )
@@ -66,8 +65,6 @@ class Ctrl(Agent):
         return TensorDict(
             {
                 "loss_ctrl": kl - reward,
-                "reward": reward.detach(),
-                "kl": kl.detach(),
                 "soft_return": (reward - kl).detach(),
             },
             batch_size=[],

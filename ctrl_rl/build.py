@@ -19,6 +19,7 @@ from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, CtrlError, did_you_mean
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.learner import TrainerConfig
+from ctrl_rl.plans import TaskSpec
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.pretrain import PretrainPlan
 from ctrl_rl.rewards.classifier import LabelModel
@@ -145,10 +146,17 @@ def build_policy(config: DictConfig, process: DenoisingProcess) -> DenoisingPoli
 
 
 def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
-    """The agent, refused where the reward has no gradient that it needs."""
+    """The agent, refused where the reward has no gradient that it needs.
+
+    One with networks of its own is a `_partial_` node and gets a `TaskSpec` as `task`.
+    """
+    task = TaskSpec(
+        shape=process.shape, num_steps=process.num_steps, controls=dict(process.controls)
+    )
+    given = {"task": task} if config.agent.get("_partial_", False) else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(check_seed(config.seed))
-        agent: Agent = _make(config.agent, "agent")
+        agent: Agent = _make(config.agent, "agent", **given)
     if agent.needs_reward_gradient and not process.reward_model.differentiable:
         raise ConfigError(
             f"agent={config.choices.agent} differentiates the reward, and "

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl import build
 from ctrl_rl.api import LoadedRun, load_run
+from ctrl_rl.checks import check_start
 from ctrl_rl.composition import saved
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.evaluation.evaluate import Evaluation, prior_log_z
@@ -20,7 +21,7 @@ from ctrl_rl.interrupts import Interrupted
 from ctrl_rl.learner import Learner
 from ctrl_rl.progress import bar, say, show_summary
 from ctrl_rl.runs import Checkpoint, Run
-from ctrl_rl.trainer import Trainer, check_start
+from ctrl_rl.trainer import Trainer
 
 _LOG_Z_SEED = 777_777  # of the live gap estimate's prior samples, apart from training's
 

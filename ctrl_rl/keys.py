@@ -18,6 +18,8 @@ A state has batch shape ``[B]``, a rollout ``[B, T]`` with ``T = K`` stochastic 
 | `log_ratio`          | [B, T]       | float32 | nats | log pi(a|s) - log p_ref(a|s)            |
 | `(next, reward)`     | [B, T, 1]    | float32 | nats | 0 but for the last step                 |
 | `(next, done)`       | [B, T, 1]    | bool    |      | true at the last step                   |
+| `behaviour_loc`      | [B, T, *S]   | float32 |      | loc of the policy that acted, a constant |
+| `lean_adjoint`       | [B, T, *S]   | float32 | nats | where a plan asks: see `ctrl_rl.adjoints` |
 | `sample`             | [B, T, *D]   | float32 |      | clean sample, a view repeated along T   |
 
 `(next, x)` is not stored: it is `action`.
@@ -34,6 +36,8 @@ PRIOR_LOC = "prior_loc"
 PRIOR_LOG_PROB = "prior_log_prob"
 KL = "kl"
 LOG_RATIO = "log_ratio"
+BEHAVIOUR_LOC = "behaviour_loc"
+LEAN_ADJOINT = "lean_adjoint"
 REWARD = "reward"
 NEXT_REWARD = ("next", "reward")
 NEXT_DONE = ("next", "done")

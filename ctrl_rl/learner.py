@@ -20,6 +20,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+_ADVICE = "try a lower trainer.learning_rate"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """Settings of training; `configs/trainer/default.yaml` explains each.
@@ -69,6 +72,12 @@ class TrainerConfig:
         return warm * SCHEDULES[self.schedule](update / self.updates)
 
 
+def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
+    found = {name: value for name, value in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in found.items()}
+
+
 class Learner:
     """Policy, agent and optimizer, and the state that a checkpoint must hold.
 
@@ -83,7 +92,7 @@ class Learner:
 
     def __init__(self, policy: DenoisingPolicy, agent: Agent, config: TrainerConfig) -> None:
         self.policy, self.agent, self.config = policy, agent, config
-        groups = {**policy.parameter_groups(), "agent": list(agent.parameters())}
+        groups = {**policy.parameter_groups(), **agent.parameter_groups()}
         groups = {name: parameters for name, parameters in groups.items() if parameters}
         for name in groups:
             if name not in config.learning_rate:
@@ -109,37 +118,49 @@ class Learner:
         assert isinstance(averaged, DenoisingPolicy)
         return averaged
 
-    def step(self, losses: TensorDict, update: int) -> dict[str, float]:
-        """Differentiate the sum of all `loss_*` and step.
+    def backward(self, losses: TensorDict) -> TensorDict:
+        """Differentiate the sum of all `loss_*`; gradients add up until `step`.
 
         Args:
             losses: what `Agent.loss` gave.
+
+        Returns:
+            The same without its graph.
+
+        Raises:
+            NonFiniteError: a loss is not finite.
+        """
+        named = {str(k): value for k, value in losses.items() if str(k).startswith("loss_")}
+        if not named:
+            raise ConfigError("the agent gave no loss; name at least one of its results loss_…")
+        for name, value in named.items():
+            if not torch.isfinite(value):
+                raise NonFiniteError(f"{name} is {value.item()}; {_ADVICE}")
+        torch.stack(list(named.values())).sum().backward()
+        return losses.detach()
+
+    def step(self, update: int) -> dict[str, float]:
+        """Make one optimizer step with the gradients so far, and clear them.
+
+        Args:
             update: number of finished updates, for the schedule.
 
         Returns:
             `grad_norm` before clipping and `learning_rate_factor`.
 
         Raises:
-            NonFiniteError: loss or gradient is not finite; no parameter was touched.
+            NonFiniteError: a gradient is not finite; no parameter was touched.
         """
-        named = [losses[name] for name in losses.keys() if name.startswith("loss_")]
-        if not named:
-            raise ConfigError("the agent gave no loss; name at least one of its results loss_…")
-        total = torch.stack(named)
-        self.optimizer.zero_grad(set_to_none=True)
-        total.sum().backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        if not (torch.isfinite(total).all() and torch.isfinite(norm)):
-            raise NonFiniteError(
-                f"loss {total.sum().item():.3g} with gradient norm {norm.item():.3g}; "
-                "try a lower trainer.learning_rate"
-            )
+        if not torch.isfinite(norm):
+            raise NonFiniteError(f"the gradient's norm is {norm.item()}; {_ADVICE}")
         factor = self.config.rate_factor(update)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.policy)
         return {"grad_norm": norm.item(), "learning_rate_factor": factor}
@@ -157,17 +178,12 @@ class Learner:
 
     def load(self, policy: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         """Take over the policy's weights and what `state` gave."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            found = {name: value for name, value in state.items() if name.startswith(prefix)}
-            return {name.removeprefix(prefix): value for name, value in found.items()}
-
         self.policy.load_state_dict(policy)
-        self.agent.load_state_dict(part("agent."))
+        self.agent.load_state_dict(part_of(state, "agent."))
         if self.average is not None:
-            self.average.load_state_dict(part("average."))
+            self.average.load_state_dict(part_of(state, "average."))
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in part("optimizer.").items():
+        for name, value in part_of(state, "optimizer.").items():
             index, _, entry = name.partition(".")
             moments.setdefault(int(index), {})[entry] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})

@@ -54,11 +54,12 @@ class ControlEmbedding(nn.Module):
         return sum(rows, self.nothing)
 
 
-class DriftNetwork(nn.Module):
-    """A perceptron u(x, k, y) with a zero-initialised last layer, for low-dimensional latents.
+class ConditionedPerceptron(nn.Module):
+    """A perceptron f(x, k, y) that starts at 0, for vectors of up to a few thousand numbers.
 
     Args:
-        dims: number of latent dimensions d.
+        inputs: size of x.
+        outputs: size of the result.
         num_steps: K; steps enter as sines and cosines of k / K, and through a table of their own.
         controls: number of labels of each named control.
         width: hidden width.
@@ -68,22 +69,29 @@ class DriftNetwork(nn.Module):
     _FREQUENCIES = 4  # octaves of k / K; the table below carries what they cannot resolve
 
     def __init__(
-        self, *, dims: int, num_steps: int, controls: Mapping[str, int], width: int, depth: int
+        self,
+        *,
+        inputs: int,
+        outputs: int,
+        num_steps: int,
+        controls: Mapping[str, int],
+        width: int,
+        depth: int,
     ) -> None:
         super().__init__()
         self.num_steps = num_steps
         self.embedding = ControlEmbedding(controls, width)
-        self.step_table = nn.Embedding(num_steps, width)
-        self.first = nn.Linear(dims + 2 * self._FREQUENCIES, width)
+        self.step_table = nn.Embedding(num_steps + 1, width)
+        self.first = nn.Linear(inputs + 2 * self._FREQUENCIES, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
-        self.last = nn.Linear(width, dims)
+        self.last = nn.Linear(width, outputs)
         for parameter in (self.step_table.weight, self.last.weight, self.last.bias):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """Correction [B, d] to the latent x [B, d] at step [B]."""
+        """Evaluate at x [*N, inputs], steps [*N] in 0 .. K, labels [*N] each: [*N, outputs]."""
         octaves = 2.0 ** torch.arange(self._FREQUENCIES, device=x.device)
-        phase = math.pi * (step / self.num_steps)[:, None] * octaves
+        phase = math.pi * (step / self.num_steps)[..., None] * octaves
         features = torch.cat([x, phase.sin(), phase.cos()], dim=-1)
         hidden = self.first(features) + self.step_table(step) + self.embedding(control)
         hidden = nn.functional.silu(hidden)

@@ -1,8 +1,27 @@
 """What an agent asks of the trainer, as data, so that the trainer has no special cases."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import ConfigError, did_you_mean
+
+GRAPHS = ("pathwise", "score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What an agent with networks of its own must know of the task.
+
+    Attributes:
+        shape: shape S of one latent.
+        num_steps: K.
+        controls: number of labels of each named control, without the null label.
+    """
+
+    shape: tuple[int, ...]
+    num_steps: int
+    controls: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,23 +29,61 @@ class RolloutPlan:
     """What an agent asks of its rollouts, as data.
 
     Attributes:
-        gradients: keep the graph from the policy's parameters through the chain to the reward.
+        gradients: which graph the rollout keeps. "pathwise": actions are functions of the
+            parameters, from the first step through the chain to the reward. "score": the latents
+            are constants and only `loc` of every step is a function of the parameters, so that
+            `action_log_prob`, `log_ratio` and `kl` can be differentiated step by step. None keeps
+            no graph.
         checkpointing: recompute activations in the backward pass: memory falls from all of a
             network's activations per step to one latent per step, for one more forward pass.
-        truncation: gradients flow through the last `truncation` steps only, the earlier ones are
-            sampled without a graph; None for the whole chain, "uniform" for a length drawn
-            uniformly from 1 .. K per rollout.
+        truncation: pathwise gradients flow through the last `truncation` steps only, the earlier
+            ones are sampled without a graph; None for the whole chain, "uniform" for a length
+            drawn uniformly from 1 .. K per rollout.
+        epochs: passes over every rollout, "score" only.
+        minibatches: optimizer steps per pass; every one evaluates the policy anew on its part of
+            the episodes, so that `loc` and all that follows from it are the present policy's.
+        step_chunks: pieces along time that are differentiated one after the other before a single
+            optimizer step, "score" only. Memory then holds one piece; the agent's loss must be a
+            sum over steps.
+        replay: how many past episodes are kept and drawn from, "score" only; 0 is on-policy.
+        lean_adjoint: add `lean_adjoint`, the reward's gradient carried back along the prior's
+            chain; needs a differentiable reward.
+
+    Raises:
+        ConfigError: a value out of range, or one that does not go with `gradients`.
     """
 
-    gradients: bool
+    gradients: Literal["pathwise", "score"] | None
     checkpointing: bool = False
     truncation: int | str | None = None
+    epochs: int = 1
+    minibatches: int = 1
+    step_chunks: int = 1
+    replay: int = 0
+    lean_adjoint: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what is no truncation."""
+        """Refuse what is out of range or contradicts itself."""
+        if self.gradients is not None and self.gradients not in GRAPHS:
+            hint = did_you_mean(str(self.gradients), GRAPHS)
+            raise ConfigError(f"an agent's plan has gradients={self.gradients!r}; {hint}")
         whole = isinstance(self.truncation, int) and self.truncation >= 1
         if not (self.truncation is None or self.truncation == "uniform" or whole):
             raise ConfigError(
                 f"agent.truncation={self.truncation!r} is not a number of steps; "
                 "use null for the whole chain, 1 or more, or uniform"
             )
+        for name, least in {"epochs": 1, "minibatches": 1, "step_chunks": 1, "replay": 0}.items():
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= least):
+                raise ConfigError(f"agent.{name}={value!r} must be a whole number from {least}")
+            if value > least and self.gradients != "score":
+                raise ConfigError(
+                    f"agent.{name}={value} evaluates the policy on stored latents, which loses "
+                    f"{self.gradients} gradients; use {least}"
+                )
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether losses see the policy evaluated anew instead of the rollout's own graph."""
+        return self.epochs > 1 or self.minibatches > 1 or self.step_chunks > 1 or self.replay > 0

@@ -11,6 +11,7 @@ from tensordict import TensorDict, stack
 from torch import Tensor
 
 from ctrl_rl import gaussian, keys
+from ctrl_rl.adjoints import lean_adjoint
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import InvariantError
 from ctrl_rl.plans import RolloutPlan
@@ -45,24 +46,33 @@ def rollout(
     steps = []
     with torch.set_grad_enabled(first == 0):
         state = env.reset(initial)
+    pathwise = plan is not None and plan.gradients == "pathwise"
     for k in range(num_steps):
         with torch.set_grad_enabled(k >= first):
             state = policy(state, generator=env.generator)
+            if not pathwise:  # the action is a constant, and its density a function of loc
+                state.set(keys.ACTION, state[keys.ACTION].detach())
+        with torch.set_grad_enabled(k >= first and pathwise):
             after = env.step(state)["next"]
+        with torch.set_grad_enabled(k >= first):
             steps.append(_record(state, after))
-            state = after.exclude(keys.REWARD)
+        state = after.exclude(keys.REWARD)
     result = stack(steps, 1)
     sample = state[keys.SAMPLE]
     repeated = sample[:, None].expand(-1, num_steps, *sample.shape[1:])
     result.set(keys.SAMPLE, repeated)  # a view: no memory per step
+    if plan is not None and plan.lean_adjoint:
+        result.set(keys.LEAN_ADJOINT, lean_adjoint(env.process, result))
     return result
 
 
 def _record(state: TensorDict, after: TensorDict) -> TensorDict:
-    kept = (keys.X, keys.STEP, keys.CONTROL, keys.ACTION, keys.LOC, keys.SCALE)
-    record = state.select(*kept, keys.ACTION_LOG_PROB, keys.PRIOR_LOC)
+    kept = (keys.X, keys.STEP, keys.CONTROL, keys.ACTION, keys.LOC, keys.SCALE, keys.PRIOR_LOC)
+    record = state.select(*kept)
     action, loc = state[keys.ACTION], state[keys.LOC]
     prior_loc, scale = state[keys.PRIOR_LOC], state[keys.SCALE]
+    record.set(keys.BEHAVIOUR_LOC, loc.detach())
+    record.set(keys.ACTION_LOG_PROB, gaussian.log_prob(action, loc, scale))
     record.set(keys.PRIOR_LOG_PROB, gaussian.log_prob(action, prior_loc, scale))
     record.set(keys.KL, gaussian.kl(loc, prior_loc, scale))
     record.set(keys.LOG_RATIO, gaussian.log_ratio(action, loc, prior_loc, scale))
@@ -73,7 +83,7 @@ def _record(state: TensorDict, after: TensorDict) -> TensorDict:
 def _first_step_with_gradient(
     plan: RolloutPlan | None, num_steps: int, generator: torch.Generator
 ) -> int:
-    if plan is None or not plan.gradients:
+    if plan is None or plan.gradients is None or plan.recomputes:
         return num_steps
     if plan.truncation is None:
         return 0
@@ -100,5 +110,5 @@ def check_invariants(episode: TensorDict, plan: RolloutPlan) -> None:
                 f"the untrained policy has |{key}| up to {worst:.3g} nats where exactly 0 is due: "
                 "policy and prior must share weights, precision and evaluation mode"
             )
-    if plan.gradients and not episode[keys.KL].requires_grad:
+    if plan.gradients and not plan.recomputes and not episode[keys.KL].requires_grad:
         raise InvariantError("the KL term carries no gradient, so it would not act on the policy")

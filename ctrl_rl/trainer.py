@@ -1,4 +1,4 @@
-"""The training loop: rollout, loss, one optimizer step; it knows only the contracts."""
+"""The training loop: rollout, losses, optimizer steps; it knows only the contracts."""
 
 import time
 from collections.abc import Callable
@@ -9,55 +9,15 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ctrl_rl import keys
+from ctrl_rl.checks import check_reward
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.errors import ConfigError, InvariantError, NonFiniteError, RunError, did_you_mean
+from ctrl_rl.errors import NonFiniteError, RunError
 from ctrl_rl.interrupts import Interrupted, stop_on_interrupt
-from ctrl_rl.learner import Learner
-from ctrl_rl.rollouts import check_invariants, rollout
+from ctrl_rl.learner import Learner, part_of
+from ctrl_rl.replay import Replay
+from ctrl_rl.rollouts import rollout
 from ctrl_rl.runs import Checkpoint, Run
 from ctrl_rl.soft_returns import episode_kl, episode_reward
-
-
-def check_start(env: LatentEnv, learner: Learner) -> None:
-    """Contracts and invariants on one rollout of the untrained policy, which leaves no trace.
-
-    Raises:
-        ConfigError: prior, policy and reward do not fit each other, or the agent reads a key that
-            rollouts do not have.
-        InvariantError: the policy is not the prior, or a gradient that the agent needs is missing.
-        NonFiniteError: a reward is not finite.
-    """
-    process, policy, agent = env.process, learner.policy, learner.agent
-    before = env.generator.get_state()
-    try:
-        episode = rollout(env, policy, plan=agent.plan)
-    except RuntimeError as error:  # torch's kind for shapes that do not fit
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"prior, policy and reward do not fit each other: {reason}") from error
-    env.generator.set_state(before)
-    process.prior_calls = process.reward_calls = policy.calls = 0
-    present = [str(key) for key in episode.keys(include_nested=True)]
-    for key in agent.in_keys:
-        if str(key) not in present:
-            raise ConfigError(f"the agent reads '{key}'; {did_you_mean(str(key), present)}")
-    check_invariants(episode, agent.plan)
-    reward = episode_reward(episode)
-    if agent.needs_reward_gradient and not reward.requires_grad:
-        name = type(process.reward_model).__name__
-        raise InvariantError(f"{name} says that it is differentiable, and its result has no graph")
-    check_reward(env, episode)
-
-
-def check_reward(env: LatentEnv, episode: TensorDict) -> None:
-    """Raise `NonFiniteError` with the labels of the first reward that is not finite."""
-    reward = episode_reward(episode)
-    bad = (~torch.isfinite(reward)).nonzero()
-    if len(bad):
-        where = int(bad[0])
-        labels = ", ".join(
-            f"{name}={int(episode[keys.CONTROL, name][where, 0])}" for name in env.process.controls
-        )
-        raise NonFiniteError(f"the reward is {reward[where].item()} for {labels}")
 
 
 class Trainer:
@@ -85,6 +45,7 @@ class Trainer:
     ) -> None:
         self.env, self.learner, self.run, self.log_z = env, learner, run, log_z
         self.policy, self.agent, self.config = learner.policy, learner.agent, learner.config
+        self.replay = Replay(self.agent.plan, env.generator)
         self.logger, self.report = logger, report
         self.policy.set_checkpointing(self.agent.plan.checkpointing)
         env.process.set_checkpointing(self.agent.plan.checkpointing)
@@ -131,6 +92,7 @@ class Trainer:
         try:
             self.learner.load(checkpoint.policy, checkpoint.training)
             self.env.generator.set_state(checkpoint.training["generator"].cpu())
+            self.replay.load(part_of(checkpoint.training, "replay."))
         except (RuntimeError, KeyError, ValueError) as error:
             raise RunError(f"{self.run.path} holds weights of another policy or agent") from error
         process, counters = self.env.process, checkpoint.counters
@@ -144,8 +106,7 @@ class Trainer:
         episode = rollout(self.env, self.policy, plan=self.agent.plan)
         try:
             check_reward(self.env, episode)
-            losses = self.agent.loss(episode)
-            step = self.learner.step(losses, self.update)
+            learned = self._learn(self.agent.prepare(episode))
         except NonFiniteError as error:
             good = self.run.path / "checkpoints" / f"{self.run.checkpoints()[-1]:06d}"
             raise NonFiniteError(
@@ -155,12 +116,28 @@ class Trainer:
         process = self.env.process
         return {
             "update": self.update,
-            **{name: value.item() for name, value in losses.items()},
+            "reward": episode_reward(episode).mean().item(),
+            "kl": episode_kl(episode).mean().item(),
             "gap_nats": self._gap(episode),
-            **step,
+            **learned,
             "denoiser_calls": process.prior_calls + self.policy.calls,
             "reward_calls": process.reward_calls,
         }
+
+    def _learn(self, episode: TensorDict) -> dict[str, float]:
+        """All optimizer steps of one rollout; what they logged, averaged over the steps."""
+        logged = []
+        for pieces in self.replay.batches(episode, self.policy):
+            losses = [self.learner.backward(self.agent.loss(piece)) for piece in pieces]
+            step = self.learner.step(self.update)
+            # Pieces are parts of one sum, so their losses add up; other figures are averaged.
+            total = sum(losses[1:], losses[0])
+            figures = {
+                name: float(value) / (1 if name.startswith("loss_") else len(losses))
+                for name, value in total.items()
+            }
+            logged.append(figures | step)
+        return {name: sum(each[name] for each in logged) / len(logged) for name in logged[0]}
 
     def _gap(self, episode: TensorDict) -> float:
         """Live estimate of the gap on the batch: log Z of its conditions minus its soft returns."""
@@ -179,7 +156,8 @@ class Trainer:
             "reward": process.reward_calls,
             "wall_s": self.wall_s,
         }
-        training = {"generator": self.env.generator.get_state(), **self.learner.state()}
+        past = {f"replay.{name}": value for name, value in self.replay.state().items()}
+        training = {"generator": self.env.generator.get_state(), **self.learner.state(), **past}
         return Checkpoint(self.update, dict(self.policy.state_dict()), training, counters)
 
     def _save(self) -> None:

@@ -161,7 +161,7 @@ def test_pathwise_gradient_is_the_derivative(task: str) -> None:
     env = make(task, 32)
     policy = shifted(env)
     direction = torch.randn_like(policy.shifts)
-    soft_return(rollout(env, policy, plan=RolloutPlan(gradients=True))).mean().backward()
+    soft_return(rollout(env, policy, plan=RolloutPlan(gradients="pathwise"))).mean().backward()
     assert policy.shifts.grad is not None
     slope = float((policy.shifts.grad * direction).sum())
     for sign in (1, -1):
@@ -175,7 +175,7 @@ def test_pathwise_gradient_is_the_derivative(task: str) -> None:
 def reached(env: LatentEnv, truncation: int | str | None) -> list[bool]:
     """Which steps' shifts get a gradient."""
     policy = shifted(env)
-    plan = RolloutPlan(gradients=True, truncation=truncation)
+    plan = RolloutPlan(gradients="pathwise", truncation=truncation)
     soft_return(rollout(env, policy, plan=plan)).sum().backward()
     assert policy.shifts.grad is not None
     return (policy.shifts.grad.abs().sum((1, 2)) > 0).tolist()
@@ -195,7 +195,7 @@ def test_truncated_gradient_is_that_of_the_chain_cut_at_a_state() -> None:
     length = 2
     env = make("mixture2d", 8)
     policy = shifted(env)
-    plan = RolloutPlan(gradients=True, truncation=length)
+    plan = RolloutPlan(gradients="pathwise", truncation=length)
     episode = rollout(env, policy, plan=plan)
     soft_return(episode).mean().backward()
 
@@ -228,7 +228,7 @@ def test_uniform_truncation_takes_every_length() -> None:
 def test_divergence_has_a_gradient_of_its_own() -> None:
     env = make("mixture2d", 8)
     policy = shifted(env)
-    episode = rollout(env, policy, plan=RolloutPlan(gradients=True))
+    episode = rollout(env, policy, plan=RolloutPlan(gradients="pathwise"))
     (gradient,) = torch.autograd.grad(episode[keys.KL].sum(), policy.shifts)
     # The KL is |shift|^2 / 2 sigma^2, whatever the latent: its gradient is known.
     counts = episode[keys.CONTROL, "group"][:, 0].bincount(minlength=4)
@@ -239,17 +239,17 @@ def test_divergence_has_a_gradient_of_its_own() -> None:
 def test_nothing_is_kept_without_a_plan_and_the_mode_is_restored() -> None:
     env = make("mixture2d", 4)
     policy = shifted(env)
-    for plan in (None, RolloutPlan(gradients=False)):
+    for plan in (None, RolloutPlan(gradients=None)):
         assert not rollout(env, policy, plan=plan)[keys.KL].requires_grad
         assert torch.is_grad_enabled()
     with torch.no_grad():
-        rollout(env, policy, plan=RolloutPlan(gradients=True))
+        rollout(env, policy, plan=RolloutPlan(gradients="pathwise"))
         assert not torch.is_grad_enabled()
 
 
 def test_invariants_catch_a_policy_that_is_not_the_prior() -> None:
     env = make("mixture2d", 4)
-    plan = RolloutPlan(gradients=True)
+    plan = RolloutPlan(gradients="pathwise")
     check_invariants(rollout(env, shifted(env, size=0.0), plan=plan), plan)
     with pytest.raises(InvariantError, match="exactly 0 is due"):
         check_invariants(rollout(env, shifted(env, size=1e-4), plan=plan), plan)

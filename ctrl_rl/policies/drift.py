@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.nets import DriftNetwork
+from ctrl_rl.nets import ConditionedPerceptron
 from ctrl_rl.policies.policy import DenoisingPolicy
 from ctrl_rl.priors import Prior
 
@@ -46,8 +46,9 @@ class DriftPolicy(DenoisingPolicy):
                 f"policy=drift needs vector latents, this prior has shape {prior.shape}; "
                 "use policy=fine_tuned"
             )
-        self.drift = DriftNetwork(
-            dims=prior.shape[0],
+        self.drift = ConditionedPerceptron(
+            inputs=prior.shape[0],
+            outputs=prior.shape[0],
             num_steps=kernel.num_steps,
             controls=controls,
             width=width,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from exact_tasks import ShiftPolicy, gaussian_oracle, prior_means, reward_of, scales
+from learning import trained
 from oracles import fixed_scale_floor_1d
 
 from ctrl_rl import build
@@ -10,28 +11,12 @@ from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.evaluation.estimators import log_mean_exp
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
-from ctrl_rl.learner import Learner
-from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
+from ctrl_rl.policies import PriorPolicy
 from ctrl_rl.rollouts import rollout
 from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
 
 # Agents that optimise the soft return: each must reach the optimum of every exact task.
-SOFT_AGENTS = ["ctrl"]
-
-
-def trained(task: str, agent: str) -> tuple[DenoisingPolicy, object]:
-    """Train with the task's own yaml, as `ctrl-rl train` would."""
-    config = compose("train", [f"env={task}", f"agent={agent}"])
-    process = build.build_process(config)
-    policy = build.build_policy(config, process)
-    learner_agent = build.build_agent(config, process)
-    settings = build.build_trainer_config(config)
-    learner = Learner(policy, learner_agent, settings)
-    env = LatentEnv(process, num_envs=settings.batch_size, seed=config.seed)
-    for update in range(settings.updates):
-        episode = rollout(env, policy, plan=learner_agent.plan)
-        learner.step(learner_agent.loss(episode), update)
-    return learner.result, process
+SOFT_AGENTS = ["ctrl", "reinforce"]
 
 
 def soft_returns(process, policy, *, samples: int) -> list[float]:

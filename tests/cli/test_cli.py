@@ -26,7 +26,7 @@ class Mine(Agent):
 
     in_keys = (keys.NEXT_REWARD, keys.KL)
     needs_reward_gradient = True
-    plan = RolloutPlan(gradients=True)
+    plan = RolloutPlan(gradients="pathwise")
 
     def __init__(self, *, weight: float = 1.0) -> None:
         super().__init__()

@@ -5,78 +5,27 @@ yaml leaves open (`???`) are given in `OPEN`.
 """
 
 import inspect
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import choices
+from contract_tasks import GIVEN, GROUPS, K, config_of, permuted, samples
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
-from tensordict import TensorDict
-from torch import Tensor
+from omegaconf import OmegaConf
 
 from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
-from ctrl_rl.build import build_agent, build_policy, build_process, build_trainer_config
+from ctrl_rl.build import build_policy, build_process, build_trainer_config
 from ctrl_rl.composition import compose, files
 from ctrl_rl.envs.control_laws import ControlLaw
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.envs.registration import TASKS
-from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
+from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.priors import Prior
-from ctrl_rl.rewards import FunctionReward, Reward
+from ctrl_rl.rewards import Reward
 from ctrl_rl.rollouts import check_invariants, rollout
-
-K = 4
-OPEN = {
-    ("control_law", "fixed"): {"label": 1},
-    ("control_law", "weighted"): {"probabilities": [0.5, 0.0, 0.2, 0.3]},
-    ("prior", "diffusers"): {"path": "TINY_PIPELINE"},
-}
-# What the builder gives to a `_partial_` node of the group.
-GIVEN = {
-    "kernel": {"scheduler_config"},
-    "policy": {"prior", "kernel", "controls"},
-}
-GROUPS = ("agent", "control_law", "kernel", "policy", "prior", "reward")
-
-
-@cache
-def task_with(group: str, name: str) -> str:
-    """The first task that uses a choice; the mixture where none does."""
-    if group == "prior":
-        return "gaussian"  # whose reward reads nothing of the prior's config
-    for task in ("mixture2d", *choices("env")):
-        if compose("train", [f"env={task}"]).choices[group] == name:
-            return task
-    return "mixture2d"
-
-
-def config_of(group: str, name: str, pipeline: Path | None = None) -> DictConfig:
-    given = [f"++{group}.{key}={value}" for key, value in OPEN.get((group, name), {}).items()]
-    given = [word.replace("TINY_PIPELINE", str(pipeline)) for word in given]
-    task = task_with(group, name)
-    config: DictConfig = compose(
-        "train", [f"env={task}", f"{group}={name}", f"kernel.num_steps={K}", *given]
-    )
-    return config
-
-
-def permuted(n: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
-
-
-def samples(process: DenoisingProcess, n: int) -> Tensor:
-    """Plausible clean samples: the prior's own."""
-    env = LatentEnv(process, num_envs=n, seed=1)
-    result: Tensor = env.rollout(K)["next", keys.SAMPLE][:, -1]
-    return result.detach()
-
 
 # --- all groups -------------------------------------------------------------------------------
 
@@ -118,7 +67,7 @@ def test_env(name: str) -> None:
     process = build_process(config)
     assert process.num_steps == config.kernel.num_steps
     policy = build_policy(config, process)
-    plan = RolloutPlan(gradients=process.reward_model.differentiable)
+    plan = RolloutPlan(gradients="pathwise" if process.reward_model.differentiable else None)
     episode = rollout(LatentEnv(process, num_envs=2), policy, plan=plan)
     check_invariants(episode, plan)
     for key, value in episode.detach().items(True, True):
@@ -249,7 +198,7 @@ def test_policy(name: str) -> None:
     assert isinstance(policy, DenoisingPolicy)
     policy.train()
     env = LatentEnv(process, num_envs=8)
-    plan = RolloutPlan(gradients=True)
+    plan = RolloutPlan(gradients="pathwise")
     episode = rollout(env, policy, plan=plan)
     check_invariants(episode, plan)
     assert torch.equal(episode[keys.LOC], episode[keys.PRIOR_LOC])
@@ -274,85 +223,3 @@ def test_policy(name: str) -> None:
             results.append(rollout(env, each))
     assert torch.equal(results[0][keys.LOC], results[1][keys.LOC])
     assert (results[0][keys.KL].sum(1) > 0).all()
-
-
-# --- agent ------------------------------------------------------------------------------------
-
-
-def losses(agent: Agent, episode: TensorDict) -> dict[str, Tensor]:
-    result = agent.loss(episode)
-    assert all(value.shape == () and torch.isfinite(value) for value in result.values())
-    return {str(key): value for key, value in result.items() if str(key).startswith("loss_")}
-
-
-def perturbed(config: DictConfig, process: DenoisingProcess) -> DenoisingPolicy:
-    """A policy that is not the prior, so that no loss is zero by accident."""
-    policy = build_policy(config, process)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return policy
-
-
-@pytest.mark.parametrize("name", choices("agent"))
-def test_agent(name: str) -> None:
-    config = config_of("agent", name)
-    process = build_process(config)
-    policy, agent = perturbed(config, process), build_agent(config, process)
-    episode = rollout(LatentEnv(process, num_envs=32), policy, plan=agent.plan)
-    present = set(episode.keys(include_nested=True))
-    assert set(agent.in_keys) <= present
-    only = episode.select(*agent.in_keys)  # it reads nothing that it does not declare
-    found = losses(agent, only)
-    assert found, "no loss_* key"
-    again = losses(agent, only[permuted(32)])
-    for key, value in found.items():
-        torch.testing.assert_close(again[key], value, rtol=1e-4, atol=1e-5)
-
-    sum(found.values(), torch.zeros(())).backward()
-    trained = [p for group in policy.parameter_groups().values() for p in group]
-    assert any(p.grad is not None and (p.grad != 0).any() for p in trained)
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in trained)
-    assert all(p.grad is None for p in process.parameters())
-
-
-@pytest.mark.parametrize("name", choices("agent"))
-def test_agent_refuses_a_reward_without_the_gradient_it_needs(name: str) -> None:
-    config = config_of("agent", name)
-    process = build_process(config)
-    process.reward_model = FunctionReward(
-        function=lambda sample, control: sample.detach().sum(1),
-        controls=process.controls,
-        differentiable=False,
-    )
-    if instantiate(config.agent, _convert_="all").needs_reward_gradient:
-        with pytest.raises(ConfigError, match=f"agent={name} differentiates the reward"):
-            build_agent(config, process)
-    else:
-        agent, policy = build_agent(config, process), perturbed(config, process)
-        losses(agent, rollout(LatentEnv(process, num_envs=8), policy, plan=agent.plan))
-
-
-@pytest.mark.parametrize("name", choices("agent"))
-def test_agent_improves_on_the_prior(name: str) -> None:
-    config = compose("train", ["env=gaussian", f"agent={name}", f"kernel.num_steps={K}"])
-    process = build_process(config)
-    policy, agent = build_policy(config, process), build_agent(config, process)
-    env = LatentEnv(process, num_envs=128)
-    trained = [p for group in policy.parameter_groups().values() for p in group]
-    optimizer = torch.optim.Adam([*trained, *agent.parameters()], lr=1e-2)
-    for _ in range(40):
-        optimizer.zero_grad()
-        found = losses(agent, rollout(env, policy, plan=agent.plan))
-        sum(found.values(), torch.zeros(())).backward()
-        optimizer.step()
-    gains = []
-    for each in (PriorPolicy(process.kernel), policy):
-        env = LatentEnv(process, num_envs=4096, seed=1)  # the same starts, labels and noise
-        with torch.no_grad():
-            episode = rollout(env, each)
-        gains.append(episode[keys.NEXT_REWARD].sum((1, 2)) - episode[keys.KL].sum(1))
-    gain = gains[1] - gains[0]
-    assert gain.mean() > 4 * gain.std() / len(gain) ** 0.5

@@ -185,7 +185,7 @@ def test_reward_may_do_without_a_control() -> None:
     env = LatentEnv(process, num_envs=3)
     check_env_specs(env)
     policy = DriftPolicy(prior=prior, kernel=kernel, controls=process.controls)
-    plan = RolloutPlan(gradients=True)
+    plan = RolloutPlan(gradients="pathwise")
     episode = rollout(env, policy, plan=plan)
     check_invariants(episode, plan)
     torch.testing.assert_close(

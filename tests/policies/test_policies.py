@@ -12,7 +12,7 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import ddpm_kernel
-from ctrl_rl.nets import ControlEmbedding, DriftNetwork
+from ctrl_rl.nets import ConditionedPerceptron, ControlEmbedding
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import (
     DenoisingPolicy,
@@ -77,7 +77,7 @@ def test_fine_tuned_policy_starts_as_the_prior_bit_for_bit(
     fine_tuned.set_checkpointing(checkpointing)
     process.set_checkpointing(checkpointing)
     for num_envs in (1, 7):
-        plan = RolloutPlan(gradients=True, truncation=truncation)
+        plan = RolloutPlan(gradients="pathwise", truncation=truncation)
         episode = rollout(LatentEnv(process, num_envs=num_envs), fine_tuned, plan=plan)
         assert torch.equal(episode[keys.LOC], episode[keys.PRIOR_LOC])
         check_invariants(episode, plan)
@@ -87,7 +87,7 @@ def test_gradient_reaches_network_and_embedding(
     process: DenoisingProcess, fine_tuned: FineTunedPolicy
 ) -> None:
     env = LatentEnv(process, num_envs=6)
-    soft_return(env, fine_tuned, RolloutPlan(gradients=True)).backward()
+    soft_return(env, fine_tuned, RolloutPlan(gradients="pathwise")).backward()
     groups = fine_tuned.parameter_groups()
     assert set(groups) == {"network", "embedding"}
     grouped = [parameter for group in groups.values() for parameter in group]
@@ -109,7 +109,7 @@ def test_null_label_stays_the_prior_through_training(
     optimizer = torch.optim.AdamW(fine_tuned.embedding.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        soft_return(env, fine_tuned, RolloutPlan(gradients=True)).neg().backward()
+        soft_return(env, fine_tuned, RolloutPlan(gradients="pathwise")).neg().backward()
         optimizer.step()
     for table in fine_tuned.embedding.parameters():
         assert (table[-1] == 0).all() and (table[:-1] != 0).any()
@@ -128,7 +128,7 @@ def test_checkpointing_gives_the_same_gradients(process: DenoisingProcess) -> No
         policy.set_checkpointing(checkpointing)
         process.set_checkpointing(checkpointing)
         soft_return(
-            LatentEnv(process, num_envs=4, seed=3), policy, RolloutPlan(gradients=True)
+            LatentEnv(process, num_envs=4, seed=3), policy, RolloutPlan(gradients="pathwise")
         ).backward()
         gradients.append([p.grad for p in policy.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
@@ -216,7 +216,9 @@ def test_embedding_is_a_sum_of_tables() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_drift_network_starts_at_zero_with_a_gradient(depth: int) -> None:
-    network = DriftNetwork(dims=3, num_steps=5, controls={"y": 2}, width=8, depth=depth)
+    network = ConditionedPerceptron(
+        inputs=3, outputs=3, num_steps=5, controls={"y": 2}, width=8, depth=depth
+    )
     x, step, control = torch.randn(6, 3), torch.arange(6) % 5, {"y": torch.arange(6) % 2}
     output = network(x, step, control)
     assert torch.equal(output, torch.zeros(6, 3))

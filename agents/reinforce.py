@@ -1,0 +1,56 @@
+r"""REINFORCE: the policy gradient of the soft return, with a baseline per control.
+
+Objective, to be maximised over the policy's parameters:
+
+    J(pi) = E_pi[ r(sample, y) - sum_k KL_k ],   KL_k = KL(pi(. | s_k) || p_ref(. | s_k))   [nats]
+
+Its gradient, with the soft return to go G_k = r - sum_{j >= k} KL_j,
+
+    grad J = E_pi[ sum_k (G_{k+1} - b_k) grad log pi(a_k | s_k) - grad KL_k(s_k) ],
+
+where b_k is any number that does not depend on a_k. The direct term grad KL_k uses the closed form,
+so the KL of a step adds no noise of its own. b_k is the mean of G_{k+1} over the other episodes of
+the batch with the same control (leave one out, so that the estimate is unbiased).
+
+References: Williams 1992, "Simple statistical gradient-following algorithms"; Black, Janner, Du,
+Kostrikov, Levine, "Training Diffusion Models with Reinforcement Learning", ICLR 2024,
+arXiv 2305.13301, eq. 3 (DDPO-SF); leave-one-out baseline: Kool, van Hoof, Welling 2019.
+
+Deviations from DDPO-SF:
+- The KL to the prior is part of the objective. DDPO maximises the reward alone.
+- Every step is credited with what follows it only, instead of the whole episode's reward.
+- Log-probabilities are sums over dimensions and not means.
+- The baseline is per control and leaves one out, and advantages are not divided by their standard
+  deviation, which would weight controls by how hard they are.
+
+Metrics: `loss_reinforce` the surrogate whose gradient is -grad J (its value means nothing);
+`advantage_std` standard deviation of G_{k+1} - b_k, nats.
+"""
+
+from tensordict import TensorDict
+
+from ctrl_rl import keys
+from ctrl_rl.advantages import condition_index, leave_one_out_mean, returns_to_go
+from ctrl_rl.agents.agent import Agent
+from ctrl_rl.plans import RolloutPlan
+
+
+class Reinforce(Agent):
+    """Score-function gradient of the soft return."""
+
+    in_keys = (keys.NEXT_REWARD, keys.KL, keys.ACTION_LOG_PROB, keys.CONTROL)
+    needs_reward_gradient = False
+    plan = RolloutPlan(gradients="score")
+
+    def loss(self, rollout: TensorDict) -> TensorDict:
+        """Surrogate of the soft return's gradient."""
+        following = returns_to_go(rollout) + rollout[keys.KL].detach()  # G_{k+1} at step k
+        advantage = following - leave_one_out_mean(following, condition_index(rollout))
+        score = (advantage * rollout[keys.ACTION_LOG_PROB]).sum(1).mean()
+        return TensorDict(
+            {
+                "loss_reinforce": rollout[keys.KL].sum(1).mean() - score,
+                "advantage_std": advantage.std(),
+            },
+            batch_size=[],
+        )
