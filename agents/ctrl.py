@@ -31,7 +31,7 @@ from tensordict import TensorDict
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.soft_returns import episode_kl, episode_reward
+from ctrl_rl.soft_returns import mean_soft_return
 
 
 class Ctrl(Agent):
@@ -60,12 +60,11 @@ class Ctrl(Agent):
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Negative soft return, averaged over episodes."""
-        reward = episode_reward(rollout).mean()
-        kl = episode_kl(rollout).mean()
+        soft_return = mean_soft_return(rollout)
         return TensorDict(
             {
-                "loss_ctrl": kl - reward,
-                "soft_return": (reward - kl).detach(),
+                "loss_ctrl": -soft_return,
+                "soft_return": soft_return.detach(),
             },
             batch_size=[],
         )

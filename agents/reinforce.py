@@ -30,7 +30,7 @@ Metrics: `loss_reinforce` the surrogate whose gradient is -grad J (its value mea
 from tensordict import TensorDict
 
 from ctrl_rl import keys
-from ctrl_rl.advantages import condition_index, leave_one_out_mean, returns_to_go
+from ctrl_rl.advantages import step_advantage
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.plans import RolloutPlan
 
@@ -44,8 +44,7 @@ class Reinforce(Agent):
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Surrogate of the soft return's gradient."""
-        following = returns_to_go(rollout) + rollout[keys.KL].detach()  # G_{k+1} at step k
-        advantage = following - leave_one_out_mean(following, condition_index(rollout))
+        advantage = step_advantage(rollout)
         score = (advantage * rollout[keys.ACTION_LOG_PROB]).sum(1).mean()
         return TensorDict(
             {

@@ -1,4 +1,4 @@
-r"""Gradients of the reward carried back along the prior's chain, one step in memory at a time.
+r"""Gradients in the latents of a rollout, constants all, one step in memory at a time.
 
 The lean adjoint (Domingo-Enrich, Drozdzal, Karrer, Chen, "Adjoint Matching", ICLR 2025, arXiv
 2409.08861, eqs. 38 and 39) is, for a trajectory x_0 .. x_K and in discrete time,
@@ -7,14 +7,18 @@ The lean adjoint (Domingo-Enrich, Drozdzal, Karrer, Chen, "Adjoint Matching", IC
 
 It equals the gradient of the soft value where that is the same along every trajectory, as for an
 affine prior with a linear reward, and in expectation at the optimum in continuous time.
+
+The other two are parts of detailed balance between soft values v and a policy,
+v_k(s) + log_ratio(s, a) = v_{k+1}(a), differentiated in a and in s.
 """
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from ctrl_rl import keys
+from ctrl_rl import gaussian, keys
 from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.policies import DenoisingPolicy
 
 
 def lean_adjoint(process: DenoisingProcess, episodes: TensorDict) -> Tensor:
@@ -42,3 +46,51 @@ def lean_adjoint(process: DenoisingProcess, episodes: TensorDict) -> Tensor:
             (adjoint,) = torch.autograd.grad(target, x)
         found.append(adjoint)
     return torch.stack(found[::-1], dim=1)
+
+
+def reward_gradient(process: DenoisingProcess, episodes: TensorDict) -> Tensor:
+    """Gradient of the reward of the prior's one-step estimate, a first guess of grad v.
+
+    Args:
+        process: the MDP; its calls of prior and reward are counted.
+        episodes: [B, K] of a rollout.
+
+    Returns:
+        [B, K, *S], at step k the gradient in the latent x_{k+1} that the action led to, of
+        r(clean_estimate(x_{k+1}, k+1), y), in nats per unit; exact at the last step.
+    """
+    control = dict(episodes[keys.CONTROL][:, -1].items())
+    found = []
+    for k, action in enumerate(episodes[keys.ACTION].unbind(1)):
+        with torch.enable_grad():
+            x = action.detach().requires_grad_(True)
+            estimate = process.clean_estimate(x, torch.full((len(x),), k + 1, device=x.device))
+            reward = process.reward(process.prior.decode(estimate), control)
+            found.append(torch.autograd.grad(reward.sum(), x)[0])
+    return torch.stack(found, dim=1)
+
+
+def log_ratio_gradient(
+    process: DenoisingProcess, policy: DenoisingPolicy, episodes: TensorDict
+) -> Tensor:
+    """Gradient of log pi(a|s) - log p_ref(a|s) in the latent of s, the action held fixed.
+
+    Args:
+        process: the MDP; its calls of the prior are counted.
+        policy: the policy that acted; its calls are counted.
+        episodes: [B, K] of a rollout.
+
+    Returns:
+        [B, K, *S], at step k the gradient in x_k, in nats per unit.
+    """
+    found = []
+    for state in episodes.detach().unbind(1):
+        step, control = state[keys.STEP], dict(state[keys.CONTROL].items())
+        with torch.enable_grad():
+            x = state[keys.X].clone().requires_grad_(True)
+            prior_loc = process.prior_loc(x, step)
+            loc = policy.loc(x, step, control, prior_loc)
+            policy.calls += len(x)
+            ratio = gaussian.log_ratio(state[keys.ACTION], loc, prior_loc, state[keys.SCALE])
+            found.append(torch.autograd.grad(ratio.sum(), x)[0])
+    return torch.stack(found, dim=1)

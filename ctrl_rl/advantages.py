@@ -8,11 +8,14 @@ to go from step k is
 with the closed-form KL, so that only the actions and not the KL's own noise reach its variance.
 """
 
+import math
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from ctrl_rl import keys
+from ctrl_rl import gaussian, keys
+from ctrl_rl.errors import ConfigError
 
 
 def returns_to_go(rollout: TensorDict, penalty: str = keys.KL) -> Tensor:
@@ -65,3 +68,85 @@ def leave_one_out_mean(values: Tensor, index: Tensor) -> Tensor:
 def group_std(values: Tensor, index: Tensor) -> Tensor:
     """Standard deviation of every sample's own group, [B, ...]; 0 for a group of one."""
     return group_mean((values - group_mean(values, index)).square(), index).sqrt()
+
+
+def step_advantage(rollout: TensorDict) -> Tensor:
+    """What followed an action beyond the mean of the other episodes with the same control.
+
+    Args:
+        rollout: [B, T], a whole one.
+
+    Returns:
+        [B, T] nats: G_{k+1} at step k minus its leave-one-out mean, without a graph.
+    """
+    following = returns_to_go(rollout) + rollout[keys.KL].detach()  # G_{k+1}
+    return following - leave_one_out_mean(following, condition_index(rollout))
+
+
+def generalized_advantage(gains: Tensor, values: Tensor, gae_lambda: float) -> Tensor:
+    """Generalised advantage estimate without discount (Schulman et al. 2016).
+
+    A_k = sum_{l >= 0} gae_lambda^l (gain_{k+l} + V_{k+l+1} - V_{k+l}) with V = 0 after the last
+    step. For gae_lambda = 1 it is the return to go minus V_k.
+
+    Args:
+        gains: [B, T] nats, what every step gave.
+        values: [B, T] nats, V of the state before every step.
+        gae_lambda: 0 for one step of bootstrapping, 1 for none.
+
+    Returns:
+        [B, T] nats.
+    """
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    surprises = gains + following - values
+    found = [surprises[:, -1]]
+    for surprise in surprises[:, :-1].flip(1).unbind(1):
+        found.append(surprise + gae_lambda * found[-1])
+    return torch.stack(found[::-1], dim=1)
+
+
+def check_clip(clip: float) -> float:
+    """Refuse a range of the ratio that is empty or reaches 0.
+
+    Raises:
+        ConfigError: not inside (0, 1).
+    """
+    if not 0 < clip < 1:
+        raise ConfigError(f"agent.clip={clip} must be > 0 and < 1")
+    return clip
+
+
+def clipped_surrogate(
+    rollout: TensorDict, advantage: Tensor, clip: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""Clipped objective of every step, whose gradient on policy is the policy gradient's.
+
+    With D dimensions and rho = (pi(a|s) / pi_behaviour(a|s))^(1/D), a ratio per dimension,
+
+        D min( advantage rho, advantage clip(rho, 1 - clip, 1 + clip) ).
+
+    A ratio of joint densities is e to the power of a sum over D dimensions: it overflows or
+    vanishes for images after changes that are small in every dimension. The factor D undoes the
+    1/D in d rho = rho d log pi / D, so that the gradient is advantage * rho * grad log pi, and at
+    pi = pi_behaviour advantage * grad log pi, to the last factor.
+
+    Args:
+        rollout: [B, T] with `loc` of the present policy.
+        advantage: [B, T] nats.
+        clip: how far rho may go from 1 and still gain, in (0, 1).
+
+    Returns:
+        The objective, [B, T], and figures to log: `clip_fraction`, the share of steps whose
+        gradient is stopped, and `behaviour_kl`, KL(pi || pi_behaviour) of a step in nats.
+    """
+    loc, scale = rollout[keys.LOC], rollout[keys.SCALE]
+    behaviour_loc = rollout[keys.BEHAVIOUR_LOC]
+    dims = math.prod(loc.shape[scale.ndim :])
+    log_ratio = gaussian.log_ratio(rollout[keys.ACTION], loc, behaviour_loc, scale)
+    ratio = (log_ratio / dims).exp()
+    free, clipped = advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip)
+    figures = {
+        "clip_fraction": (clipped < free).float().mean(),
+        "behaviour_kl": gaussian.kl(loc, behaviour_loc, scale).mean().detach(),
+    }
+    return dims * torch.minimum(free, clipped), figures

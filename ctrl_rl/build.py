@@ -62,7 +62,9 @@ def _check_node(node: Any, where: str, given: Collection[str] = ()) -> None:
             raise ConfigError(f"{where}._target_={node['_target_']} fails: {reason}") from error
         check_arguments(target, values, where, given)
     for key, value in values.items():
-        _check_node(value, f"{where}.{key}")
+        # What an agent builds itself, such as its critic, gets the agent's own task.
+        partial = isinstance(value, dict) and value.get("_partial_", False)
+        _check_node(value, f"{where}.{key}", ("task",) if partial else ())
 
 
 def _settings(kind: type[Config], config: Any, where: str) -> Config:

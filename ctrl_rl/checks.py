@@ -7,7 +7,7 @@ from ctrl_rl import keys
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError, InvariantError, NonFiniteError, did_you_mean
 from ctrl_rl.learner import Learner
-from ctrl_rl.replay import check_refresh
+from ctrl_rl.replay import Replay, check_refresh
 from ctrl_rl.rollouts import check_invariants, rollout
 from ctrl_rl.soft_returns import episode_reward
 
@@ -38,7 +38,7 @@ def check_start(env: LatentEnv, learner: Learner) -> None:
     if agent.plan.recomputes:
         check_refresh(policy, episode)
         policy.calls = 0
-    reward = episode_reward(episode)
+    reward = episode[keys.BRANCH_REWARD] if agent.plan.branches else episode_reward(episode)
     if (
         agent.plan.gradients == "pathwise"
         and agent.needs_reward_gradient
@@ -47,6 +47,26 @@ def check_start(env: LatentEnv, learner: Learner) -> None:
         name = type(process.reward_model).__name__
         raise InvariantError(f"{name} says that it is differentiable, and its result has no graph")
     check_reward(env, episode)
+
+
+def calls_per_update(env: LatentEnv, learner: Learner) -> int:
+    """Evaluations of prior and policy in one update, counted in samples on a dry one.
+
+    A dry update is a rollout and every batch of the agent's plan without a loss. It leaves no
+    trace; `Agent.prepare` is left out, which sees neither prior nor policy and may keep a state.
+    """
+    process, policy, plan = env.process, learner.policy, learner.agent.plan
+    before = env.generator.get_state()
+    counted = (process.prior_calls, process.reward_calls, policy.calls)
+    process.prior_calls = policy.calls = 0
+    episode = rollout(env, policy, plan=plan)
+    for pieces in Replay(plan, env.generator).batches(episode, policy):
+        for _ in pieces:
+            pass  # a piece calls the policy when it is made
+    calls = process.prior_calls + policy.calls
+    process.prior_calls, process.reward_calls, policy.calls = counted
+    env.generator.set_state(before)
+    return calls
 
 
 def check_reward(env: LatentEnv, episode: TensorDict) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import NoReturn
 
 from ctrl_rl import __version__
+from ctrl_rl.benchmark.grid import build_grid
 from ctrl_rl.composition import check_folders, compose, config_folder, defaults, files, groups
 from ctrl_rl.errors import CtrlError, did_you_mean
 from ctrl_rl.interrupts import Interrupted
@@ -19,6 +20,7 @@ _COMMANDS = {
     "evaluate": "measure a run again",
     "sample": "draw from a run",
     "pretrain": "train a prior on a dataset",
+    "benchmark": "compare agents over tasks and seeds",
     "classifier": "fit and calibrate a classifier",
     "list": "show every choice of every config group",
 }
@@ -33,6 +35,12 @@ _EXAMPLES = {
     "sample": """\
   ctrl-rl sample run=runs/demo control=3 n=64 seed=1
   ctrl-rl sample run=runs/demo control.digit=3 strength=1.5 out=pictures""",
+    "benchmark": """\
+  ctrl-rl benchmark agents=[ctrl,reinforce] tasks=[gaussian] seeds=[100,101,102]
+  ctrl-rl benchmark launcher=joblib +launcher_settings.n_jobs=4
+  ctrl-rl benchmark denoiser_calls=5000000 "overrides=['kernel.num_steps=20']"
+  ctrl-rl benchmark "+settings.ppo=['agent.clip=0.1']" root=runs/tuned out=reports/tuned
+The same command again goes on where it was interrupted, and writes the report anew.""",
     "pretrain": "  ctrl-rl pretrain prior=digits out=priors/mine",
     "classifier": "  ctrl-rl classifier classifier=digits out=classifiers/mine",
     "list": "  ctrl-rl list --config-dir my_configs",
@@ -77,9 +85,10 @@ def _dispatch(given: list[str]) -> int:
         command = "resume"
     if command in _main_configs():
         config = compose(command, words, extra)  # before torch, so that errors come at once
+        asked = build_grid(config, extra) if command == "benchmark" else config
         from ctrl_rl import commands
 
-        return int(getattr(commands, command)(config))
+        return int(getattr(commands, command)(asked))
     from ctrl_rl import commands
 
     return int(getattr(commands, command)(words))
@@ -118,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=in_lines,
             allow_abbrev=False,
         )
-        if known or name == "list":
+        if name in (*_main_configs(), "list"):
             command.add_argument(
                 "--config-dir",
                 action="append",
@@ -131,10 +140,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _describe(known: Mapping[str, str], name: str) -> str:
-    lines = [f"  {group}={'|'.join(files(group))}" for group in known if files(group)]
+    if name == "benchmark":  # has settings of its own instead of groups
+        text = (config_folder() / f"{name}.yaml").read_text().partition("\n\n")[2]
+        settings = [f"  {line}" for line in text.splitlines()]
+        return "\n".join(["settings, as key=value, and what they are by default:", *settings])
+    lines = [line for group in known for line in _choices(group)]
     keys = f"Keys inside a group: trainer.updates=100. All choices: ctrl-rl list. {name} is"
     keys = f"{keys} configs/{name}.yaml."
     return "\n".join(["config groups, as group=choice:", *lines, "", keys])
+
+
+def _choices(group: str) -> list[str]:
+    """`group=one|other`, broken where a line would be too long."""
+    lines: list[str] = []
+    for name in files(group):
+        if lines and len(lines[-1]) + len(name) < 78:
+            lines[-1] += f"|{name}"
+        else:
+            lines.append(f"    |{name}" if lines else f"  {group}={name}")
+    return lines
 
 
 def _list(words: Sequence[str], extra: Sequence[str]) -> int:

@@ -1,39 +1,29 @@
 """What the commands do; one function per command, each returns the exit code."""
 
-import logging
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ctrl_rl import build
 from ctrl_rl.api import LoadedRun, load_run
-from ctrl_rl.checks import check_start
 from ctrl_rl.composition import saved
 from ctrl_rl.errors import ConfigError, did_you_mean
-from ctrl_rl.evaluation.evaluate import Evaluation, prior_log_z
-from ctrl_rl.evaluation.evaluate import evaluate as run_evaluation
-from ctrl_rl.evaluation.pictures import draw_grid, draw_samples
-from ctrl_rl.interrupts import Interrupted
-from ctrl_rl.learner import Learner
-from ctrl_rl.progress import bar, say, show_summary
-from ctrl_rl.runs import Checkpoint, Run
-from ctrl_rl.trainer import Trainer
+from ctrl_rl.evaluation.pictures import draw_grid
+from ctrl_rl.progress import bar, say
+from ctrl_rl.runs import Run
+from ctrl_rl.training import train_and_evaluate, write_results
 
-_LOG_Z_SEED = 777_777  # of the live gap estimate's prior samples, apart from training's
-
-# Both talk of what the commands report in their own words.
-logging.getLogger("torchrl").setLevel(logging.WARNING)
-logging.getLogger("hydra").setLevel(logging.CRITICAL)
+if TYPE_CHECKING:
+    from ctrl_rl.benchmark.grid import Grid
 
 
 def train(config: DictConfig) -> int:
     """Train, then evaluate."""
     Run.check_free(build.build_run_plan(config))
-    return _train(config, None, None)
+    train_and_evaluate(config)
+    return 0
 
 
 def resume(words: list[str]) -> int:
@@ -48,60 +38,8 @@ def resume(words: list[str]) -> int:
         raise ConfigError(f"checkpoint={options['checkpoint']} of which run? add resume=runs/…")
     run = Run.open(Path(options["resume"]))
     checkpoint = run.load(_whole("checkpoint", options.get("checkpoint")))
-    return _train(saved(run.config_file), run, checkpoint)
-
-
-def _train(config: DictConfig, run: Run | None, checkpoint: Checkpoint | None) -> int:
-    # Everything is built and checked before any compute, and that before a folder is made.
-    build.set_threads(config)
-    settings, plan = build.build_trainer_config(config), build.build_evaluation_plan(config)
-    make_logger = build.build_logger(config)
-    process = build.build_process(config)
-    agent = build.build_agent(config, process)
-    learner = Learner(build.build_policy(config, process), agent, settings)
-    heldout = build.build_heldout(config, process)
-    env = build.build_env(config, process)
-    if checkpoint is None:
-        check_start(env, learner)
-    log_z = prior_log_z(
-        process, settings.log_z_samples, batch_size=plan.batch_size, seed=_LOG_Z_SEED
-    )
-    process.prior_calls = process.reward_calls = 0  # training is counted, not its preparation
-    if run is None:
-        run = Run.create(build.build_run_plan(config), OmegaConf.to_yaml(config))
-    try:
-        say(f"{run.path}: training {config.choices.agent} on {config.env.name}")
-        with bar("train", settings.updates) as report:
-            trainer = Trainer(
-                env=env,
-                learner=learner,
-                run=run,
-                log_z=log_z,
-                logger=make_logger(run),
-                report=lambda figures: report(int(figures["update"]), _shown(figures)),
-            )
-            if checkpoint is not None:
-                trainer.restore(checkpoint)
-            report(trainer.update, {})
-            trainer.train()
-        cost = trainer.checkpoint().cost
-        with bar("evaluate", len(process.conditions)) as report:
-            evaluation = run_evaluation(
-                process,
-                learner.result,
-                plan,
-                heldout=heldout,
-                report=lambda done, total: report(done, {}),
-            )
-        _write(run, config, cost, evaluation)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; go on with: ctrl-rl train resume={run.path}") from None
+    train_and_evaluate(saved(run.config_file), run, checkpoint)
     return 0
-
-
-def _shown(figures: dict[str, float]) -> dict[str, float]:
-    names = {"reward": "reward", "kl": "kl", "gap": "gap_nats"}
-    return {short: figures[name] for short, name in names.items() if name in figures}
 
 
 def evaluate(words: list[str]) -> int:
@@ -118,7 +56,7 @@ def evaluate(words: list[str]) -> int:
     plan = build.build_evaluation_plan(loaded.config)
     with bar("evaluate", len(loaded.env.process.conditions)) as report:
         evaluation = loaded.evaluate(plan, lambda done, total: report(done, {}))
-    _write(loaded.run, loaded.config, loaded.cost, evaluation)
+    write_results(loaded.run, loaded.config, loaded.cost, evaluation)
     return 0
 
 
@@ -180,25 +118,18 @@ def classifier(config: DictConfig) -> int:
     return 0
 
 
-def _write(run: Run, config: DictConfig, cost: dict[str, Any], evaluation: Evaluation) -> None:
-    head = {"task": config.env.name, "agent": config.choices.agent, "seed": config.seed}
-    machine = {"device": config.device, "torch": torch.__version__, "cores": os.cpu_count()}
-    summary = {**head, **cost, **evaluation.summary, "machine": machine}
-    run.write_summary(summary)
-    lines = {"policy": f"gap {summary['gap_nats']:.2f} nats"}
-    for source in evaluation.samples:
-        row = summary if source == "policy" else summary[source]
-        if row["heldout_accuracy"] is not None:
-            text = f"held-out accuracy {row['heldout_accuracy']:.0%}"
-            lines[source] = f"{lines[source]}, {text}" if source in lines else text
-    draw_samples(
-        run.path / "samples.png",
-        samples=evaluation.samples,
-        conditions=evaluation.conditions,
-        title=f"{run.path.name}: {head['agent']} on {head['task']}",
-        figures=lines,
-    )
-    show_summary(run.path, summary)
+def benchmark(grid: "Grid") -> int:
+    """Do every cell of a grid that is not done yet, then write the report."""
+    from ctrl_rl.benchmark.report import write_report
+    from ctrl_rl.benchmark.run import LauncherError, run_grid
+
+    try:
+        run_grid(grid)
+    except LauncherError:
+        write_report(grid)  # of the cells that are done
+        raise
+    write_report(grid)
+    return 0
 
 
 def _load(options: dict[str, str], example: str) -> LoadedRun:

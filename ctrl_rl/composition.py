@@ -170,6 +170,10 @@ def _unknown(key: str, config: "DictConfig") -> str:
     parent = key.rpartition(".")[0]
     known = [other for other in _keys(config) if other.partition(".")[0] != "choices"]
     siblings = [other for other in known if other.rpartition(".")[0] == parent]
+    if key in known:
+        return f"{key} is filled entry by entry; write +{key}.NAME=… for each"
+    if not siblings and parent in known and config[parent] == {}:
+        return f"{parent} is empty; write +{key}=… to add to it"
     hint = did_you_mean(key, siblings or [other for other in known if "." not in other])
     return f"unknown key '{key}'; {hint}"
 

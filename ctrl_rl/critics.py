@@ -7,8 +7,10 @@ import math
 from collections.abc import Mapping
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor, nn
 
+from ctrl_rl import keys
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.nets import ConditionedPerceptron
 from ctrl_rl.plans import TaskSpec
@@ -57,6 +59,39 @@ class ValueNetwork(nn.Module):
         return value
 
 
+class GradientNetwork(nn.Module):
+    """A perceptron g(x, k, y) on flattened latents, in nats per unit of the latent.
+
+    Meant for latents of up to a few thousand numbers.
+
+    Args:
+        task: shape of latents, number of steps, controls.
+        width: hidden width.
+        depth: hidden layers.
+
+    Raises:
+        ConfigError: a size below 1.
+    """
+
+    def __init__(self, task: TaskSpec, *, width: int = 128, depth: int = 2) -> None:
+        super().__init__()
+        for name, size in {"width": width, "depth": depth}.items():
+            if size < 1:
+                raise ConfigError(f"agent.critic.{name}={size} must be 1 or more")
+        self.perceptron = ConditionedPerceptron(
+            inputs=math.prod(task.shape),
+            outputs=math.prod(task.shape),
+            num_steps=task.num_steps,
+            controls=task.controls,
+            width=width,
+            depth=depth,
+        )
+
+    def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        """Gradients [*N, *S] at latents [*N, *S], steps [*N] in 0 .. K, labels [*N] each."""
+        return self.perceptron(x.flatten(step.ndim), step, control).reshape(x.shape)
+
+
 class LogPartition(nn.Module):
     """log Z of every condition: one number for every combination of labels, null labels included.
 
@@ -77,3 +112,33 @@ class LogPartition(nn.Module):
             index = index * size + control[name]
         log_z: Tensor = self.table(index)[..., 0]
         return log_z
+
+
+def state_values(critic: nn.Module, rollout: TensorDict) -> Tensor:
+    """Values that a critic v(x, k, y) gives to the latents x_k of a rollout [B, T]: [B, T] nats."""
+    control = dict(rollout[keys.CONTROL].items())
+    values: Tensor = critic(rollout[keys.X], rollout[keys.STEP], control)
+    return values
+
+
+def value_regression(
+    critic: nn.Module, rollout: TensorDict, target: Tensor, num_steps: int
+) -> dict[str, Tensor]:
+    """Least squares of a critic on targets, for an agent to return along with its loss.
+
+    Args:
+        critic: v(x, k, y).
+        rollout: [B, T], a whole one or a piece along time.
+        target: [B, T] nats, without a graph.
+        num_steps: K; the mean is over all K steps, so that the losses of pieces add up.
+
+    Returns:
+        `loss_critic`, half the mean squared error in nats squared, and `explained_variance`, the
+        share of the targets' variance that the values explain: 1 at best, 0 for a constant.
+    """
+    values = state_values(critic, rollout)
+    unexplained = (target - values.detach()).var() / target.var().clamp(min=1e-12)
+    return {
+        "loss_critic": (values - target).square().sum(1).mean() / (2 * num_steps),
+        "explained_variance": 1 - unexplained,
+    }

@@ -20,6 +20,11 @@ A state has batch shape ``[B]``, a rollout ``[B, T]`` with ``T = K`` stochastic 
 | `(next, done)`       | [B, T, 1]    | bool    |      | true at the last step                   |
 | `behaviour_loc`      | [B, T, *S]   | float32 |      | loc of the policy that acted, a constant |
 | `lean_adjoint`       | [B, T, *S]   | float32 | nats | where a plan asks: see `ctrl_rl.adjoints` |
+| `reward_gradient`    | [B, T, *S]   | float32 | nats | the same                                |
+| `log_ratio_gradient` | [B, T, *S]   | float32 | nats | the same                                |
+| `branch_reward`      | [B, T]       | float32 | nats | where a plan asks: see `ctrl_rl.branches` |
+| `branch_kl`          | [B, T]       | float32 | nats | the same; both 0 but for one step        |
+| `anchor_kl`          | [B, T]       | float32 | nats | the same, at an earlier step             |
 | `sample`             | [B, T, *D]   | float32 |      | clean sample, a view repeated along T   |
 
 `(next, x)` is not stored: it is `action`.
@@ -38,6 +43,11 @@ KL = "kl"
 LOG_RATIO = "log_ratio"
 BEHAVIOUR_LOC = "behaviour_loc"
 LEAN_ADJOINT = "lean_adjoint"
+REWARD_GRADIENT = "reward_gradient"
+LOG_RATIO_GRADIENT = "log_ratio_gradient"
+BRANCH_REWARD = "branch_reward"
+BRANCH_KL = "branch_kl"
+ANCHOR_KL = "anchor_kl"
 REWARD = "reward"
 NEXT_REWARD = ("next", "reward")
 NEXT_DONE = ("next", "done")

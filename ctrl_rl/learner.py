@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from tensordict import TensorDict
@@ -32,6 +32,7 @@ class TrainerConfig:
     """
 
     updates: int = 300
+    denoiser_calls: int | None = None
     batch_size: int = 64
     learning_rate: dict[str, float] = field(default_factory=lambda: {"network": 1e-3})
     schedule: str = "cosine"
@@ -50,6 +51,8 @@ class TrainerConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} must be 1 or more")
+        if self.denoiser_calls is not None and self.denoiser_calls < 1:
+            raise ConfigError(f"trainer.denoiser_calls={self.denoiser_calls} must be 1 or more")
         for name in ("warmup", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} must be 0 or more")
@@ -65,6 +68,24 @@ class TrainerConfig:
             raise ConfigError(f"trainer.ema_decay={self.ema_decay} is not in (0, 1); or use null")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ConfigError(f"trainer.max_grad_norm={self.max_grad_norm} must be > 0, or null")
+
+    def within_budget(self, calls_per_update: int) -> "TrainerConfig":
+        """The same with the updates that `denoiser_calls` pays for; itself without a budget.
+
+        Args:
+            calls_per_update: evaluations of prior and policy, counted in samples.
+
+        Raises:
+            ConfigError: the budget does not pay for one update.
+        """
+        if self.denoiser_calls is None:
+            return self
+        if self.denoiser_calls < calls_per_update:
+            raise ConfigError(
+                f"trainer.denoiser_calls={self.denoiser_calls} does not pay for one update, which "
+                f"takes {calls_per_update}; give more, or a smaller trainer.batch_size"
+            )
+        return replace(self, updates=self.denoiser_calls // calls_per_update)
 
     def rate_factor(self, update: int) -> float:
         """Factor on the learning rates at an update, 0 .. updates - 1."""

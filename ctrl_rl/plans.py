@@ -48,6 +48,16 @@ class RolloutPlan:
         replay: how many past episodes are kept and drawn from, "score" only; 0 is on-policy.
         lean_adjoint: add `lean_adjoint`, the reward's gradient carried back along the prior's
             chain; needs a differentiable reward.
+        balance_gradients: add `reward_gradient` and `log_ratio_gradient`, what detailed balance of
+            gradients is made of; needs a differentiable reward.
+        one_step_of: "pathwise" only: the rollout keeps no graph; one step, drawn uniformly from the
+            last `one_step_of`, is taken once more with a graph and its clean estimate rewarded, see
+            `ctrl_rl.branches`. None for no such branch.
+        renoise: the same with the last step, from this many noisy copies of the rollout's clean
+            sample; 0 for no such branch.
+        anchor: add `anchor_kl`, the KL of one of the steps that `truncation`, `one_step_of` or
+            `renoise` keeps out of sight, with a graph: without it a network that steps share
+            carries its drift there free of charge.
 
     Raises:
         ConfigError: a value out of range, or one that does not go with `gradients`.
@@ -61,6 +71,10 @@ class RolloutPlan:
     step_chunks: int = 1
     replay: int = 0
     lean_adjoint: bool = False
+    balance_gradients: bool = False
+    one_step_of: int | None = None
+    renoise: int = 0
+    anchor: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is out of range or contradicts itself."""
@@ -82,6 +96,27 @@ class RolloutPlan:
                     f"agent.{name}={value} evaluates the policy on stored latents, which loses "
                     f"{self.gradients} gradients; use {least}"
                 )
+        if self.one_step_of is not None and not self.one_step_of >= 1:
+            raise ConfigError(f"agent.one_step_of={self.one_step_of} must be 1 or more")
+        if not self.renoise >= 0:
+            raise ConfigError(f"agent.renoise={self.renoise} must be 0 or more")
+        if self.one_step_of is not None and self.renoise:
+            raise ConfigError("a plan has one branch; use agent.one_step_of or agent.renoise")
+        if self.branches and (self.gradients != "pathwise" or self.truncation is not None):
+            raise ConfigError("a plan with a branch has pathwise gradients and no truncation")
+        if self.anchor and not (self.branches or isinstance(self.truncation, int)):
+            raise ConfigError("a plan with an anchor needs a fixed truncation or a branch")
+
+    def steps_in_sight(self, num_steps: int) -> int:
+        """How many of the last of K steps can get a gradient from the reward."""
+        if self.branches:
+            return min(self.one_step_of or 1, num_steps)
+        return min(self.truncation, num_steps) if isinstance(self.truncation, int) else num_steps
+
+    @property
+    def branches(self) -> bool:
+        """Whether a single step off the rollout has the graph instead of the rollout itself."""
+        return self.one_step_of is not None or self.renoise > 0
 
     @property
     def recomputes(self) -> bool:

@@ -22,8 +22,10 @@ _COLUMNS = {
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """A live bar; the yielded function takes (done, figures to show)."""
+def bar(
+    title: str, total: int, *, quiet: bool = False
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A live bar, invisible if quiet; the yielded function takes (done, figures to show)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),
@@ -32,7 +34,7 @@ def bar(title: str, total: int) -> Iterator[Callable[[int, Mapping[str, float]],
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[clock]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         task = progress.add_task(title, total=total, figures="", clock="left")
 
         def report(done: int, figures: Mapping[str, float]) -> None:

@@ -103,7 +103,7 @@ class Replay:
         size = len(episodes)
         for _ in range(self.plan.epochs):
             order = torch.randperm(size, generator=self.generator, device=self.generator.device)
-            for index in order.chunk(self.plan.minibatches):
+            for index in order.tensor_split(min(self.plan.minibatches, size)):
                 batch = episodes[index] if self.buffer is None else self._draw(len(index))
                 pieces = batch.to(episodes.device).chunk(self.plan.step_chunks, dim=1)
                 yield (refresh(policy, piece) for piece in pieces)
@@ -120,8 +120,9 @@ class Replay:
         if self.buffer is None or not state:
             return
         stored = {k.removeprefix("episodes."): v for k, v in state.items() if k != "written"}
-        size = len(next(iter(stored.values())))
-        episodes = TensorDict(stored, batch_size=[size]).unflatten_keys(".")
+        shape = stored[keys.STEP].shape  # [size, T]
+        size = shape[0]
+        episodes = TensorDict(stored, batch_size=shape).unflatten_keys(".")
         written = int(state["written"])
         # The buffer is a ring: the oldest episode of a full one lies where the next is written.
         oldest = written % self.plan.replay if written > self.plan.replay else 0

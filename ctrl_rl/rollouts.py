@@ -11,7 +11,8 @@ from tensordict import TensorDict, stack
 from torch import Tensor
 
 from ctrl_rl import gaussian, keys
-from ctrl_rl.adjoints import lean_adjoint
+from ctrl_rl.adjoints import lean_adjoint, log_ratio_gradient, reward_gradient
+from ctrl_rl.branches import anchor_kl, branch
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import InvariantError
 from ctrl_rl.plans import RolloutPlan
@@ -63,6 +64,16 @@ def rollout(
     result.set(keys.SAMPLE, repeated)  # a view: no memory per step
     if plan is not None and plan.lean_adjoint:
         result.set(keys.LEAN_ADJOINT, lean_adjoint(env.process, result))
+    if plan is not None and plan.balance_gradients:
+        result.set(keys.REWARD_GRADIENT, reward_gradient(env.process, result))
+        result.set(keys.LOG_RATIO_GRADIENT, log_ratio_gradient(env.process, policy, result))
+    if plan is not None and plan.branches:
+        clean = state[keys.PRIOR_LOC]
+        reward, kl = branch(env.process, policy, result, clean, plan, env.generator)
+        result.set(keys.BRANCH_REWARD, reward)
+        result.set(keys.BRANCH_KL, kl)
+    if plan is not None and plan.anchor:
+        result.set(keys.ANCHOR_KL, anchor_kl(policy, result, plan, env.generator))
     return result
 
 
@@ -83,7 +94,7 @@ def _record(state: TensorDict, after: TensorDict) -> TensorDict:
 def _first_step_with_gradient(
     plan: RolloutPlan | None, num_steps: int, generator: torch.Generator
 ) -> int:
-    if plan is None or plan.gradients is None or plan.recomputes:
+    if plan is None or plan.gradients is None or plan.recomputes or plan.branches:
         return num_steps
     if plan.truncation is None:
         return 0
@@ -110,5 +121,6 @@ def check_invariants(episode: TensorDict, plan: RolloutPlan) -> None:
                 f"the untrained policy has |{key}| up to {worst:.3g} nats where exactly 0 is due: "
                 "policy and prior must share weights, precision and evaluation mode"
             )
-    if plan.gradients and not plan.recomputes and not episode[keys.KL].requires_grad:
+    differentiated = keys.BRANCH_KL if plan.branches else keys.KL
+    if plan.gradients and not plan.recomputes and not episode[differentiated].requires_grad:
         raise InvariantError("the KL term carries no gradient, so it would not act on the policy")

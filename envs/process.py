@@ -151,6 +151,17 @@ class DenoisingProcess(nn.Module):
         denoised = self.prior.denoiser(x, self.kernel.timesteps[step])
         return self.kernel.mean(x, denoised, step)
 
+    def clean_estimate(self, x: Tensor, step: Tensor) -> Tensor:
+        """The prior's estimate of the clean latent [B, *S] at latents [B, *S] and steps [B].
+
+        Made in one call, clipped as the kernel does; at step K it is the read-out's result.
+        """
+        if int(step[0]) == self.num_steps:  # episodes of a batch are in step
+            return self.prior_loc(x, step)
+        self.prior_calls += len(x)
+        denoised = self.prior.denoiser(x, self.kernel.timesteps[step])
+        return denoised if self.kernel.clip is None else self.kernel.clip(denoised)
+
     def reward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Reward times guidance strength: [B] nats."""
         self.reward_calls += len(sample)

@@ -1,5 +1,7 @@
 """Trained agents against exact answers, and the estimators against closed forms."""
 
+import math
+
 import pytest
 import torch
 from exact_tasks import ShiftPolicy, gaussian_oracle, prior_means, reward_of, scales
@@ -16,7 +18,20 @@ from ctrl_rl.rollouts import rollout
 from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
 
 # Agents that optimise the soft return: each must reach the optimum of every exact task.
-SOFT_AGENTS = ["ctrl", "reinforce"]
+SOFT_AGENTS = [
+    *("ctrl", "alignprop", "adjoint", "nabla_db"),
+    *("reinforce", "ppo", "ppo_critic", "grpo", "dpok"),
+    *("tb", "vargrad", "db", "subtb", "pcl"),
+]
+# What an agent needs beyond the task's own yaml, as overrides by (task, agent).
+SETTINGS = {
+    ("mixture1d", "subtb"): ["trainer.learning_rate.critic=3e-2", "trainer.updates=800"],
+    ("mixture1d", "nabla_db"): ["trainer.updates=800"],
+    ("mixture2d", "adjoint"): ["trainer.updates=1000"],
+    ("mixture2d", "nabla_db"): ["trainer.updates=1200"],
+}
+# Slow agents of the mixture; the others run with every `make test`.
+SLOW = {"alignprop", "nabla_db", "ppo_critic", "grpo", "dpok", "vargrad", "db", "subtb"}
 
 
 def soft_returns(process, policy, *, samples: int) -> list[float]:
@@ -28,16 +43,22 @@ def soft_returns(process, policy, *, samples: int) -> list[float]:
 
 @pytest.mark.parametrize("agent", SOFT_AGENTS)
 def test_gaussian_optimum_is_reached(agent):
-    policy, process = trained("gaussian", agent)
+    policy, process = trained("gaussian", agent, *SETTINGS.get(("gaussian", agent), []))
     reached = soft_returns(process, policy, samples=20_000)
     for label, value in enumerate(reached):
         optimum = gaussian_oracle(process, label).optimal_soft_return
         assert value == pytest.approx(optimum, abs=0.02), f"label {label}"
 
 
-@pytest.mark.parametrize("agent", SOFT_AGENTS)
+@pytest.mark.parametrize(
+    "agent",
+    [
+        pytest.param(agent, marks=[pytest.mark.science] if agent in SLOW else [])
+        for agent in SOFT_AGENTS
+    ],
+)
 def test_mixture1d_floor_is_reached(agent):
-    policy, process = trained("mixture1d", agent)
+    policy, process = trained("mixture1d", agent, *SETTINGS.get(("mixture1d", agent), []))
     reached = soft_returns(process, policy, samples=20_000)
     *means, read_out = prior_means(process)
     for label, value in enumerate(reached):
@@ -46,6 +67,19 @@ def test_mixture1d_floor_is_reached(agent):
         # Nothing of fixed scale can do better than the floor (0.01 for Monte Carlo), and the
         # agent must come within 0.05 nats of it.
         assert floor.start_value - 0.05 <= value <= floor.start_value + 0.01, f"label {label}"
+
+
+@pytest.mark.science
+@pytest.mark.parametrize(
+    "agent",
+    # db and subtb miss it by 0.03 to 0.06 nats, see their pages
+    ["ctrl", "alignprop", "adjoint", "nabla_db", "ppo", "grpo", "dpok", "tb", "vargrad", "pcl"],
+)
+def test_mixture2d_gap(agent):
+    """Within 0.30 nats of log Z, which is log 1/4 by symmetry, for every label."""
+    policy, process = trained("mixture2d", agent, *SETTINGS.get(("mixture2d", agent), []))
+    for value in soft_returns(process, policy, samples=20_000):
+        assert math.log(1 / 4) - value <= 0.30
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def plug_ins(tmp_path, monkeypatch):
 
 def test_plug_ins_from_outside(plug_ins, tmp_path, capsys):
     words = [f"--config-dir={plug_ins}", "agent=mine", "reward=upward"]
-    words += ["+trainer.learning_rate.agent=0.1"]
+    words += ["trainer.learning_rate.critic=0.1"]
     run = train(tmp_path, "run", *words)
     assert summary(run)["agent"] == "mine"
     assert set(summary(run)["per_label"]) == {"level=0", "level=1"}
@@ -84,7 +84,7 @@ def test_plug_ins_are_checked_by_their_annotations(plug_ins, tmp_path, capsys, m
     for word, hint in {
         "agent.weight=heavy": "agent.weight=heavy must be a number",
         "+agent.wieght=1": "did you mean 'agent.weight'",
-        "agent.weight=1": "no trainer.learning_rate.agent",
+        "~trainer.learning_rate.critic": "no trainer.learning_rate.critic",
         "reward=upward reward.controls=3": "must be a mapping",
         "reward=upward reward.function=my_reward.upwrd": "did you mean 'upward'",
     }.items():

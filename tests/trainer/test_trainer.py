@@ -14,7 +14,7 @@ import torch
 from running import SMALL, contents, metrics, summary, train
 from safetensors.torch import load_file
 
-from ctrl_rl import commands, load_run
+from ctrl_rl import load_run, training
 from ctrl_rl.cli import main
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learner import TrainerConfig
@@ -123,7 +123,7 @@ def test_ctrl_c_in_the_evaluation_loses_nothing(tmp_path, monkeypatch, capsys, c
         time.sleep(1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(commands, "run_evaluation", interrupt)
+        patch.setattr(training, "evaluate", interrupt)
         assert main(["train", *SMALL, f"run.root={tmp_path}", "run.name=run"]) == 130
     run = tmp_path / "run"
     assert f"ctrl-rl train resume={run}" in capsys.readouterr().err

@@ -1,0 +1,80 @@
+r"""Adjoint matching: the policy's drift is regressed on the reward's gradient carried back.
+
+Objective, to be minimised over the policy's parameters on rollouts of the policy itself:
+
+    E_pi[ sum_k | (loc_k - prior_loc_k) / scale_k - scale_k a_{k+1} |^2 / 2 ]      [nats]
+
+where a is the lean adjoint of the rollout, a constant to the gradient: a_K is the reward's gradient
+in x_K, through read-out and decoder, and a_k = (d prior_loc(x_k, k) / d x_k)^T a_{k+1} before that
+(`ctrl_rl.adjoints`). For loc = prior_loc the loss is the KL that following the adjoint would cost.
+
+The soft optimum has loc_k - prior_loc_k = scale_k^2 grad v_{k+1} to first order in scale_k, v being
+the soft value. The regression's fixed point has the mean of a_{k+1} in place of the gradient. In
+continuous time and with memoryless noise, which ancestral sampling has, the two are the same. In
+discrete time they are the same where a_{k+1} is the same along every trajectory (an affine prior
+with a linear reward); elsewhere they differ by what one step is too long for.
+
+Reference: Domingo-Enrich, Drozdzal, Karrer, Chen, "Adjoint Matching: Fine-Tuning Flow and Diffusion
+Generative Models with Memoryless Stochastic Optimal Control", ICLR 2025, arXiv 2409.08861.
+
+Deviations from the paper:
+- The chain is the scheduler's own with K Gaussian steps, and its mean's Jacobian takes the place of
+  the drift's in an ordinary differential equation.
+- All steps are regressed on. The paper's large runs pick some of them.
+- Adjoints are not clipped.
+
+No graph spans two steps: the adjoint is carried back one step at a time and the regression is
+differentiated in pieces of `steps_at_once`, so that what is saved for the backward pass does not
+grow with K.
+
+Metrics: `loss_adjoint` the objective, nats; it does not go to 0 where adjoints differ between the
+trajectories through one latent. `adjoint_norm` root mean square over steps of |scale_k a_{k+1}|,
+the drift that is asked for, in standard deviations of a step.
+"""
+
+import math
+
+from tensordict import TensorDict
+
+from ctrl_rl import keys
+from ctrl_rl.agents.agent import Agent
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.gaussian import expand_to
+from ctrl_rl.plans import RolloutPlan, TaskSpec
+
+
+class Adjoint(Agent):
+    """Least squares on the lean adjoint.
+
+    Args:
+        task: for its number of steps.
+        steps_at_once: how many steps are differentiated together: more takes more memory, and less
+            time for small networks.
+
+    Raises:
+        ConfigError: no step at once.
+    """
+
+    in_keys = (keys.LOC, keys.PRIOR_LOC, keys.SCALE, keys.LEAN_ADJOINT)
+    needs_reward_gradient = True
+
+    def __init__(self, *, task: TaskSpec, steps_at_once: int = 5) -> None:
+        super().__init__()
+        if steps_at_once < 1:
+            raise ConfigError(f"agent.steps_at_once={steps_at_once} must be 1 or more")
+        chunks = math.ceil(task.num_steps / steps_at_once)
+        self.plan = RolloutPlan(gradients="score", lean_adjoint=True, step_chunks=chunks)
+
+    def loss(self, rollout: TensorDict) -> TensorDict:
+        """Squared distance from the drift that the adjoint asks for, summed over steps."""
+        scale = expand_to(rollout[keys.SCALE], rollout[keys.LOC])
+        drift = (rollout[keys.LOC] - rollout[keys.PRIOR_LOC]) / scale
+        asked = scale * rollout[keys.LEAN_ADJOINT]
+        episodes = len(rollout)
+        return TensorDict(
+            {
+                "loss_adjoint": (drift - asked).square().sum() / (2 * episodes),
+                "adjoint_norm": asked.flatten(2).square().sum(2).mean().sqrt(),
+            },
+            batch_size=[],
+        )

@@ -1,0 +1,123 @@
+"""One cell: what its folder holds, and doing what is left of it.
+
+A cell's folder is an ordinary run folder. `failure.json` in it says that the last try failed:
+
+    error      one line
+    kind       name of the exception
+    traceback  of an exception that the project did not raise on purpose, or null
+"""
+
+import json
+import shutil
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from ctrl_rl.composition import one_line, saved
+from ctrl_rl.errors import CtrlError, RunError
+from ctrl_rl.interrupts import Interrupted
+from ctrl_rl.runs import Run
+from ctrl_rl.training import train_and_evaluate
+
+State = Literal["new", "interrupted", "failed", "finished"]
+
+
+def state_of(folder: Path) -> State:
+    """What a cell's folder holds."""
+    if (folder / "failure.json").is_file():
+        return "failed"
+    if (folder / "summary.json").is_file():
+        return "finished"
+    return "interrupted" if Run(folder).checkpoints() else "new"
+
+
+def failure_of(folder: Path) -> str:
+    """The one-line error of a failed cell."""
+    try:
+        return str(json.loads((folder / "failure.json").read_text())["error"])
+    except (OSError, ValueError, KeyError):
+        return "failure.json cannot be read"
+
+
+def difference(folder: Path, asked: DictConfig) -> str | None:
+    """The first setting in which a cell's run is not what is asked now, in words, or None.
+
+    Where the run lies is no setting of it.
+    """
+    try:
+        has = _settings(saved(folder / "config.yaml"))
+    except RunError as error:
+        return str(error)
+    wants = _settings(asked)
+    for key in sorted(has.keys() | wants.keys()):
+        if key not in has or key not in wants or has[key] != wants[key]:
+            return f"{key}={has.get(key, '(missing)')} instead of {wants.get(key, '(missing)')}"
+    return None
+
+
+def run_cell(folder: Path, asked: DictConfig) -> str:
+    """Do what is left of a cell; an error becomes `failure.json`.
+
+    Args:
+        folder: the cell's folder.
+        asked: its config.
+
+    Returns:
+        What came out, in one line.
+
+    Raises:
+        KeyboardInterrupt: the user pressed Ctrl-C; a checkpoint was written.
+    """
+    state = state_of(folder)
+    try:
+        if state == "interrupted":
+            run = Run.open(folder)
+            run = train_and_evaluate(asked, run, run.load(), quiet=True)
+        else:
+            _clear(folder)
+            run = train_and_evaluate(asked, quiet=True)
+    except Interrupted as error:
+        raise KeyboardInterrupt from error
+    except Exception as error:  # also of a plug-in: the other cells are not to blame
+        _record(folder, error)
+        return f"failed: {failure_of(folder)}"
+    summary = json.loads((run.path / "summary.json").read_text())
+    return f"gap {summary['gap_nats']:.3f} nats, {summary['wall_s']:.0f} s"
+
+
+def _clear(folder: Path) -> None:
+    """Remove what is no result: a failed try, or one killed before its first checkpoint."""
+    left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    ours = {"config.yaml", "checkpoints", "failure.json", "metrics.jsonl"}
+    if "config.yaml" in left or left <= ours:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _record(folder: Path, error: Exception) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    on_purpose = isinstance(error, CtrlError)
+    trace = None if on_purpose else "".join(traceback.format_exception(error))
+    reason = one_line(error) if on_purpose else f"{type(error).__name__}: {one_line(error)}"
+    failure = {"error": reason, "kind": type(error).__name__, "traceback": trace}
+    partial = folder / "failure.json.partial"
+    partial.write_text(json.dumps(failure, indent=2) + "\n")
+    partial.replace(folder / "failure.json")
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """All settings by dotted key as they are after a round through yaml, without `run`."""
+    plain = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(config)))
+    assert isinstance(plain, dict)
+    plain.pop("run", None)
+    return dict(_flat(plain))
+
+
+def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

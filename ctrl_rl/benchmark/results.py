@@ -1,0 +1,83 @@
+"""What the cells of a grid came to: read from their folders, and nothing else."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctrl_rl.benchmark.cell import State, failure_of, state_of
+from ctrl_rl.benchmark.grid import Cell, Grid
+from ctrl_rl.runs import Run
+
+# Figures of a policy, as summary.json names them, in nats where they have a unit.
+FIGURES = (
+    "gap_nats",
+    "gap_nats_certified",
+    "kl_nats",
+    "reward",
+    "accuracy",
+    "heldout_accuracy",
+    "diversity",
+    "ess",
+    "log_z",
+    "steps",
+    "denoiser_calls",
+    "reward_calls",
+    "wall_s",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One cell and what is known of it.
+
+    Attributes:
+        cell: which one.
+        state: what its folder holds.
+        summary: its summary.json where it is finished, otherwise empty.
+        error: the one-line error where it failed, otherwise empty.
+    """
+
+    cell: Cell
+    state: State
+    summary: dict[str, Any]
+    error: str
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return list(Run(self.cell.folder).metrics())
+
+
+def read_results(grid: Grid) -> list[Result]:
+    """The results of all cells, in the grid's order."""
+    results = []
+    for cell in grid.cells:
+        state, summary, error = state_of(cell.folder), {}, ""
+        if state == "finished":
+            summary = json.loads((cell.folder / "summary.json").read_text())
+        elif state == "failed":
+            error = failure_of(cell.folder)
+        results.append(Result(cell, state, summary, error))
+    return results
+
+
+def figures_of(results: Sequence[Result], name: str) -> list[float]:
+    """One figure of all finished cells that have it."""
+    values = (result.summary.get(name) for result in results)
+    return [float(value) for value in values if value is not None]
+
+
+def write_csv(path: Path, results: Sequence[Result]) -> None:
+    """Write one row per cell; what a cell does not have is empty."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        head = ("task", "agent", "seed", "state", *FIGURES, "gap_nats_low", "gap_nats_high")
+        writer.writerow((*head, "folder", "error"))
+        for result in results:
+            cell, summary = result.cell, result.summary
+            low, high = summary.get("gap_nats_ci") or (None, None)
+            figures = [summary.get(name) for name in FIGURES]
+            row = (cell.task, cell.agent, cell.seed, result.state, *figures, low, high)
+            writer.writerow((*row, cell.folder, result.error))

@@ -1,0 +1,143 @@
+"""From a config to a finished run folder: training, evaluation, summary and picture.
+
+`ctrl-rl train` and every cell of a benchmark are this one function.
+"""
+
+import logging
+import os
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ctrl_rl import build
+from ctrl_rl.checks import calls_per_update, check_start
+from ctrl_rl.evaluation.evaluate import Evaluation, evaluate, prior_log_z
+from ctrl_rl.evaluation.pictures import draw_samples
+from ctrl_rl.interrupts import Interrupted
+from ctrl_rl.learner import Learner
+from ctrl_rl.progress import bar, say, show_summary
+from ctrl_rl.runs import Checkpoint, Run
+from ctrl_rl.trainer import Trainer
+
+_LOG_Z_SEED = 777_777  # of the live gap estimate's prior samples, apart from training's
+
+# Both talk of what the project reports in its own words.
+logging.getLogger("torchrl").setLevel(logging.WARNING)
+logging.getLogger("hydra").setLevel(logging.CRITICAL)
+
+
+def train_and_evaluate(
+    config: DictConfig,
+    run: Run | None = None,
+    checkpoint: Checkpoint | None = None,
+    *,
+    quiet: bool = False,
+) -> Run:
+    """Train, then evaluate.
+
+    Args:
+        config: a resolved `train` config.
+        run: the folder to go on in; None makes the one that `config.run` names.
+        checkpoint: where to go on; None starts anew.
+        quiet: no progress and no table.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        CtrlError: a refused setting, or training that failed.
+        Interrupted: the user pressed Ctrl-C; the message says how to go on.
+    """
+    # Everything is built and checked before any compute, and that before a folder is made.
+    build.set_threads(config)
+    settings, plan = build.build_trainer_config(config), build.build_evaluation_plan(config)
+    make_logger = build.build_logger(config)
+    process = build.build_process(config)
+    agent = build.build_agent(config, process)
+    learner = Learner(build.build_policy(config, process), agent, settings)
+    heldout = build.build_heldout(config, process)
+    env = build.build_env(config, process)
+    if checkpoint is None:
+        check_start(env, learner)
+    if settings.denoiser_calls is not None:
+        learner.config = settings = settings.within_budget(calls_per_update(env, learner))
+    log_z = prior_log_z(
+        process, settings.log_z_samples, batch_size=plan.batch_size, seed=_LOG_Z_SEED
+    )
+    process.prior_calls = process.reward_calls = 0  # training is counted, not its preparation
+    if run is None:
+        run = Run.create(build.build_run_plan(config), OmegaConf.to_yaml(config))
+    try:
+        if not quiet:
+            say(f"{run.path}: training {config.choices.agent} on {config.env.name}")
+        with bar("train", settings.updates, quiet=quiet) as report:
+            trainer = Trainer(
+                env=env,
+                learner=learner,
+                run=run,
+                log_z=log_z,
+                logger=make_logger(run),
+                report=lambda figures: report(int(figures["update"]), _shown(figures)),
+            )
+            if checkpoint is not None:
+                trainer.restore(checkpoint)
+            report(trainer.update, {})
+            trainer.train()
+        cost = run.load().cost  # the last checkpoint's, as a later evaluation reads it
+        with bar("evaluate", len(process.conditions), quiet=quiet) as report:
+            evaluation = evaluate(
+                process,
+                learner.result,
+                plan,
+                heldout=heldout,
+                report=lambda done, total: report(done, {}),
+            )
+        write_results(run, config, cost, evaluation, quiet=quiet)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; go on with: ctrl-rl train resume={run.path}") from None
+    return run
+
+
+def write_results(
+    run: Run,
+    config: DictConfig,
+    cost: dict[str, Any],
+    evaluation: Evaluation,
+    *,
+    quiet: bool = False,
+) -> None:
+    """Write samples.png and, last, summary.json; print the table.
+
+    Args:
+        run: the run folder.
+        config: the run's config.
+        cost: what training took, from its checkpoint.
+        evaluation: what was measured.
+        quiet: no table.
+    """
+    head = {"task": config.env.name, "agent": config.choices.agent, "seed": config.seed}
+    paid = {"denoiser_calls_budget": config.trainer.get("denoiser_calls")}
+    machine = {"device": config.device, "torch": torch.__version__, "cores": os.cpu_count()}
+    summary = {**head, **cost, **paid, **evaluation.summary, "machine": machine}
+    lines = {"policy": f"gap {summary['gap_nats']:.2f} nats"}
+    for source in evaluation.samples:
+        row = summary if source == "policy" else summary[source]
+        if row["heldout_accuracy"] is not None:
+            text = f"held-out accuracy {row['heldout_accuracy']:.0%}"
+            lines[source] = f"{lines[source]}, {text}" if source in lines else text
+    draw_samples(
+        run.path / "samples.png",
+        samples=evaluation.samples,
+        conditions=evaluation.conditions,
+        title=f"{run.path.name}: {head['agent']} on {head['task']}",
+        figures=lines,
+    )
+    run.write_summary(summary)
+    if not quiet:
+        show_summary(run.path, summary)
+
+
+def _shown(figures: dict[str, float]) -> dict[str, float]:
+    names = {"reward": "reward", "kl": "kl", "gap": "gap_nats"}
+    return {short: figures[name] for short, name in names.items() if name in figures}

@@ -1,0 +1,57 @@
+"""A budget in denoiser calls: counted in advance, kept, resumed."""
+
+import math
+
+import pytest
+import torch
+from conftest import choices
+from running import contents, metrics, summary, train
+
+from ctrl_rl.build import build_agent, build_env, build_policy, build_process, build_trainer_config
+from ctrl_rl.checks import calls_per_update
+from ctrl_rl.cli import main
+from ctrl_rl.composition import compose
+from ctrl_rl.learner import Learner
+from ctrl_rl.runs import Run, RunPlan
+from ctrl_rl.trainer import Trainer
+
+BUDGET = 1100
+
+
+@pytest.mark.parametrize("agent", choices("agent"))
+def test_every_agent_keeps_the_budget_within_one_update(agent, tmp_path):
+    words = ["trainer.batch_size=8", f"trainer.denoiser_calls={BUDGET}"]
+    config = compose("train", ["env=gaussian", f"agent={agent}", *words])
+    process = build_process(config)
+    policy, env = build_policy(config, process), build_env(config, process)
+    learner = Learner(policy, build_agent(config, process), build_trainer_config(config))
+    generator = env.generator.get_state()
+    weights = {name: value.clone() for name, value in policy.state_dict().items()}
+    state = {name: value.clone() for name, value in learner.state().items()}
+
+    counted = calls_per_update(env, learner)
+    assert (process.prior_calls, process.reward_calls, policy.calls) == (0, 0, 0)
+    assert torch.equal(env.generator.get_state(), generator)
+    assert all(torch.equal(value, weights[name]) for name, value in policy.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in learner.state().items())
+    assert all(parameter.grad is None for parameter in policy.parameters())
+
+    learner.config = learner.config.within_budget(counted)
+    run = Run.create(RunPlan(root=str(tmp_path), name="run"), "")
+    Trainer(env=env, learner=learner, run=run, log_z=torch.zeros(3)).train()
+    calls = [line["denoiser_calls"] for line in run.metrics()]
+    assert BUDGET - counted < calls[-1] <= BUDGET
+    assert calls == [counted * (index + 1) for index in range(len(calls))]
+
+
+def test_the_schedule_runs_over_the_budget_and_resumes(tmp_path):
+    # An update of 16 episodes: 8 steps and the read-out by the prior, 8 steps by the policy.
+    budget = 20 * 16 * (9 + 8) + 5
+    run = train(tmp_path, "run", f"trainer.denoiser_calls={budget}", "trainer.updates=3")
+    assert summary(run)["denoiser_calls"] == budget - 5
+    assert summary(run)["denoiser_calls_budget"] == budget
+    factors = [line["learning_rate_factor"] for line in metrics(run)]
+    assert factors == pytest.approx([0.5 + 0.5 * math.cos(math.pi * k / 20) for k in range(20)])
+    before = contents(run)
+    assert main(["train", f"resume={run}", "checkpoint=10"]) == 0
+    assert contents(run) == before
