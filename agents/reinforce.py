@@ -14,7 +14,7 @@ the batch with the same control (leave one out, so that the estimate is unbiased
 
 References: Williams 1992, "Simple statistical gradient-following algorithms"; Black, Janner, Du,
 Kostrikov, Levine, "Training Diffusion Models with Reinforcement Learning", ICLR 2024,
-arXiv 2305.13301, eq. 3 (DDPO-SF); leave-one-out baseline: Kool, van Hoof, Welling 2019.
+arXiv 2305.13301 (DDPO-SF); leave-one-out baseline: Kool, van Hoof, Welling 2019.
 
 Deviations from DDPO-SF:
 - The KL to the prior is part of the objective. DDPO maximises the reward alone.

@@ -1,7 +1,7 @@
 r"""Gradients in the latents of a rollout, constants all, one step in memory at a time.
 
 The lean adjoint (Domingo-Enrich, Drozdzal, Karrer, Chen, "Adjoint Matching", ICLR 2025, arXiv
-2409.08861, eqs. 38 and 39) is, for a trajectory x_0 .. x_K and in discrete time,
+2409.08861) is, for a trajectory x_0 .. x_K and in discrete time,
 
     a_K = d reward(read_out(x_K), y) / d x_K,        a_k = (d prior_loc(x_k, k) / d x_k)^T a_{k+1}.
 

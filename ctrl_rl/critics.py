@@ -1,6 +1,6 @@
-"""Networks that an agent owns: soft values of latents, and log Z of conditions.
+"""Networks that an agent owns: soft values of latents, their gradients, log Z of conditions.
 
-Both start at zero: the value of every state under a reward that is not known yet.
+All start at zero: the value of every state under a reward that is not known yet.
 """
 
 import math
@@ -14,6 +14,21 @@ from ctrl_rl import keys
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.nets import ConditionedPerceptron
 from ctrl_rl.plans import TaskSpec
+
+
+def _perceptron(task: TaskSpec, outputs: int, width: int, depth: int) -> ConditionedPerceptron:
+    """A perceptron on the task's flattened latents."""
+    for name, size in {"width": width, "depth": depth}.items():
+        if size < 1:
+            raise ConfigError(f"agent.critic.{name}={size} must be 1 or more")
+    return ConditionedPerceptron(
+        inputs=math.prod(task.shape),
+        outputs=outputs,
+        num_steps=task.num_steps,
+        controls=task.controls,
+        width=width,
+        depth=depth,
+    )
 
 
 class ValueNetwork(nn.Module):
@@ -32,17 +47,7 @@ class ValueNetwork(nn.Module):
 
     def __init__(self, task: TaskSpec, *, width: int = 128, depth: int = 2) -> None:
         super().__init__()
-        for name, size in {"width": width, "depth": depth}.items():
-            if size < 1:
-                raise ConfigError(f"agent.critic.{name}={size} must be 1 or more")
-        self.perceptron = ConditionedPerceptron(
-            inputs=math.prod(task.shape),
-            outputs=1,
-            num_steps=task.num_steps,
-            controls=task.controls,
-            width=width,
-            depth=depth,
-        )
+        self.perceptron = _perceptron(task, 1, width, depth)
 
     def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Soft values.
@@ -75,17 +80,7 @@ class GradientNetwork(nn.Module):
 
     def __init__(self, task: TaskSpec, *, width: int = 128, depth: int = 2) -> None:
         super().__init__()
-        for name, size in {"width": width, "depth": depth}.items():
-            if size < 1:
-                raise ConfigError(f"agent.critic.{name}={size} must be 1 or more")
-        self.perceptron = ConditionedPerceptron(
-            inputs=math.prod(task.shape),
-            outputs=math.prod(task.shape),
-            num_steps=task.num_steps,
-            controls=task.controls,
-            width=width,
-            depth=depth,
-        )
+        self.perceptron = _perceptron(task, math.prod(task.shape), width, depth)
 
     def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Gradients [*N, *S] at latents [*N, *S], steps [*N] in 0 .. K, labels [*N] each."""

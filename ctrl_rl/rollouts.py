@@ -37,6 +37,7 @@ def rollout(
     Returns:
         [B, K] with every key of `ctrl_rl.keys`.
     """
+    plan = plan or RolloutPlan(gradients=None)
     num_steps = env.process.num_steps
     first = _first_step_with_gradient(plan, num_steps, env.generator)
     initial = None
@@ -47,7 +48,7 @@ def rollout(
     steps = []
     with torch.set_grad_enabled(first == 0):
         state = env.reset(initial)
-    pathwise = plan is not None and plan.gradients == "pathwise"
+    pathwise = plan.gradients == "pathwise"
     for k in range(num_steps):
         with torch.set_grad_enabled(k >= first):
             state = policy(state, generator=env.generator)
@@ -62,17 +63,17 @@ def rollout(
     sample = state[keys.SAMPLE]
     repeated = sample[:, None].expand(-1, num_steps, *sample.shape[1:])
     result.set(keys.SAMPLE, repeated)  # a view: no memory per step
-    if plan is not None and plan.lean_adjoint:
+    if plan.lean_adjoint:
         result.set(keys.LEAN_ADJOINT, lean_adjoint(env.process, result))
-    if plan is not None and plan.balance_gradients:
+    if plan.balance_gradients:
         result.set(keys.REWARD_GRADIENT, reward_gradient(env.process, result))
         result.set(keys.LOG_RATIO_GRADIENT, log_ratio_gradient(env.process, policy, result))
-    if plan is not None and plan.branches:
+    if plan.branches:
         clean = state[keys.PRIOR_LOC]
         reward, kl = branch(env.process, policy, result, clean, plan, env.generator)
         result.set(keys.BRANCH_REWARD, reward)
         result.set(keys.BRANCH_KL, kl)
-    if plan is not None and plan.anchor:
+    if plan.anchor:
         result.set(keys.ANCHOR_KL, anchor_kl(policy, result, plan, env.generator))
     return result
 
@@ -91,10 +92,8 @@ def _record(state: TensorDict, after: TensorDict) -> TensorDict:
     return record
 
 
-def _first_step_with_gradient(
-    plan: RolloutPlan | None, num_steps: int, generator: torch.Generator
-) -> int:
-    if plan is None or plan.gradients is None or plan.recomputes or plan.branches:
+def _first_step_with_gradient(plan: RolloutPlan, num_steps: int, generator: torch.Generator) -> int:
+    if plan.gradients is None or plan.recomputes or plan.branches:
         return num_steps
     if plan.truncation is None:
         return 0
