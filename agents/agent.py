@@ -1,6 +1,7 @@
 """The contract of all agents: a rollout in, losses and figures out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from tensordict import TensorDict
 from torch import nn
@@ -12,7 +13,7 @@ class Agent(nn.Module, ABC):
     """Turns rollouts into losses; knows nothing of env, trainer, optimizer, logger or device.
 
     Attributes:
-        in_keys: keys of the rollout that `prepare` and `loss` read, checked once before the first
+        in_keys: keys of rollouts that `prepare` and `loss` read, checked once before the first
             update; what `prepare` adds is not among them.
         plan: what it asks of its rollouts.
         needs_reward_gradient: whether the reward must be differentiable.
@@ -24,6 +25,11 @@ class Agent(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()  # nothing but keyword arguments of the agent's own
+
+    @property
+    def plans(self) -> Mapping[float, RolloutPlan]:
+        """Plans by the share of training, 0 to less than 1, at which each begins: `plan` at 0."""
+        return {0.0: self.plan}
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         """Add what is computed once per rollout, such as advantages, before it is cut into batches.

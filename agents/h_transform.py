@@ -1,25 +1,15 @@
-r"""Doob's h-transform: the prior's soft values are learned once for all labels, and climbed.
+r"""Doob's h-transform: the prior's soft values are learned for all labels, then climbed, then left.
 
 The soft-optimal policy tilts every step of the prior by where it leads (Doob's h-transform),
 
     pi*(a | s_k) = p_ref(a | s_k) e^{v_{k+1}(a, y)} / E_ref[ e^{v_{k+1}} ],
     v_k(x, y) = log h_k(x, y) = log E_ref[ e^{r(sample, y)} | x_k = x ]   [nats],
 
-and v depends on the prior alone, so that no policy has to act for it to be learned. The policy and
-the values are learned side by side. The policy maximises, on its own rollouts and with
-a_k = loc_k + scale_k noise,
+and v depends on the prior alone, so that no policy has to act for it to be learned.
 
-    E_pi[ r + sum_{k < K - 1} (1 - trace) v_{k+1}(a_k, y) - sum_k KL_k ],
-
-where a gradient that passes from one step to the step before it is multiplied by `trace`. What an
-action is told is then the gradient of the trace-return: (1 - trace) times that of the value of
-where it leads, plus trace times what the next step says, and so on to the reward. With trace = 1
-this is `ctrl`: right, and noisy, as gradients grow along the chain. With trace = 0 each step
-minimises its own KL(pi || pi*), with less noise and the error of v. While the learning rate is
-high, noise is what costs, and towards the end of a run the error of v: so trace can rise.
-
-The values are fitted to as many episodes of the prior. Let w_y = e^{r(sample, y) - c} and w their
-sum. A network gives logits of labels, with softmax q, and a logarithm g of the sum, and minimises
+1. For the first `value_share` of training the prior acts and the values are fitted. Let
+w_y = e^{r(sample, y) - c} and w their sum over labels. A network gives logits of labels, with
+softmax q, and a logarithm g of the sum, and minimises, on every latent of an episode,
 
     E_ref[ -sum_y w_y log q_y(x_k)  +  w softplus(-g(x_k)) + softplus(g(x_k)) ],
 
@@ -27,31 +17,46 @@ a classifier of noisy latents, and a logistic regression that tells weighted epi
 as they are. The minimum has q_y e^g = E_ref[w_y | x_k], so v_y = c + g + log q_y for any reward.
 Where the e^r of all labels sum to 1 (every control by a classifier, guidance strength 1), g = 0 is
 exact from the start. c is the log-mean of the first update's sums and only keeps w near 1. Every
-episode teaches the values of all labels. The policy follows a moving average of the network, whose
+episode teaches the values of all labels. What counts is a moving average of the network, whose
 gradient in x is smoother than that of the network itself.
 
-At fixed scale and trace = 0 the optimum has loc_k where E[v_{k+1}(loc + scale noise)] - KL_k is
-largest: the optimum of J where v is linear, and close to it where steps are short.
+2. Then the values rest and the policy acts. It maximises, at every state that it comes to,
+
+    E_eps[ v_{k+1}(loc_k + scale_k eps, y) ] - KL_k,   eps ~ N(0, I),
+
+by the gradient in loc_k: the KL(pi || pi*) of every step by itself. Nothing is differentiated from
+one step to the step before it, so that a rollout serves for several optimizer steps and gradients
+do not grow along the chain; the error of v is what remains. At fixed scale the optimum has loc_k
+where that expression is largest: the optimum of J where v is linear, close to it where steps are
+short.
+
+3. For the last `reward_share` of training the values are left and the policy maximises J itself,
+
+    J(pi) = E_pi[ r - sum_k KL_k ],
+
+through the whole chain, as `ctrl` does. That gradient knows no values and their errors; its noise
+matters less at the low learning rate of a run's end. With reward_share = 0 the reward is only ever
+queried and need not be differentiable.
 
 References: h-transform: Doob, "Classical Potential Theory and Its Probabilistic Counterpart",
 Springer 1984; as the optimal control of a diffusion model: Denker et al., "DEFT: Efficient
 Fine-tuning of Diffusion Models by Learning the Generalised h-transform", NeurIPS 2024, arXiv
-2406.01781; gradients of values, and of traces of them: Heess et al., "Learning Continuous Control
-Policies by Stochastic Value Gradients", NeurIPS 2015, arXiv 1510.09142; Hafner et al., "Dream to
-Control", ICLR 2020, arXiv 1912.01603; logistic regression as a ratio of densities: Sugiyama,
-Suzuki, Kanamori, "Density Ratio Estimation in Machine Learning", Cambridge 2012; a classifier of
-noisy latents as guidance: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis",
-NeurIPS 2021, arXiv 2105.05233.
+2406.01781; gradients of values of noisy actions: Heess et al., "Learning Continuous Control
+Policies by Stochastic Value Gradients", NeurIPS 2015, arXiv 1510.09142, SVG(0); logistic regression
+as a ratio of densities: Sugiyama, Suzuki, Kanamori, "Density Ratio Estimation in Machine Learning",
+Cambridge 2012; a classifier of noisy latents as guidance: Dhariwal, Nichol, "Diffusion Models Beat
+GANs on Image Synthesis", NeurIPS 2021, arXiv 2105.05233.
 
 Deviations: the papers on value gradients learn the value of the present policy; this one is of the
 optimal policy and known from the prior. Values are not bootstrapped from later ones.
 
-Metrics: `loss_h_transform` the policy's objective, nats; `loss_value` the values', nats;
-`soft_value` mean of v over the policy's own latents, nats.
+Metrics: `loss_value` the values' objective, nats, in the first part; `loss_h_transform` the
+policy's, nats, in the second; `soft_value` mean of v where the policy's actions lead, nats;
+`loss_soft_return` = -J, nats, in the third.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from tensordict import TensorDict
@@ -64,95 +69,111 @@ from ctrl_rl.agents.agent import Agent
 from ctrl_rl.critics import condition_number
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
-from ctrl_rl.soft_returns import episode_kl, episode_reward
+from ctrl_rl.soft_returns import mean_soft_return
 
 
 class HTransform(Agent):
     """Gradient of learned soft values, one step at a time.
 
     Args:
-        task: its controls and number of steps.
+        task: its controls.
         critic: makes the network of g and logits, see `ctrl_rl.critics.ConditionValues`.
-        trace: 0 for the values alone, 1 for the reward alone.
-        trace_warmup: updates over which it rises linearly from 0.
-        average: share of the moving average that an update keeps, 0 .. 1 without 1; the average is
-            even over the first updates.
+        value_share: share of training that learns values, more than 0 and less than 1.
+        reward_share: share of training, at its end, that follows the reward through the whole
+            chain, 0 for none; less than 1 - value_share.
+        average: share of the moving average of the values that an update keeps, 0 .. 1 without 1;
+            the average is even over the first updates.
+        epochs: passes over every rollout of the policy.
+        minibatches: optimizer steps per pass, over the prior's rollouts too.
 
     Raises:
         ConfigError: a value out of range.
     """
 
     in_keys = (
-        *(keys.NEXT_REWARD, keys.KL, keys.STEP, keys.CONTROL, keys.ACTION),
-        *((keys.PRIOR_EPISODE, key) for key in (keys.STEP, keys.ACTION, keys.REWARDS)),
+        *(keys.KL, keys.STEP, keys.CONTROL, keys.ACTION, keys.LOC, keys.BEHAVIOUR_LOC),
+        *(keys.NEXT_REWARD, keys.CONDITION_REWARDS),
     )
-    needs_reward_gradient = True
     log_scale: Tensor
-    updates: Tensor
+    started: Tensor
 
     def __init__(
         self,
         *,
         task: TaskSpec,
         critic: Callable[[TaskSpec], nn.Module],
-        trace: float = 0.8,
-        trace_warmup: int = 0,
-        average: float = 0.98,
+        value_share: float = 0.25,
+        reward_share: float = 0.25,
+        average: float = 0.95,
+        epochs: int = 1,
+        minibatches: int = 4,
     ) -> None:
         super().__init__()
+        if not 0 < value_share < 1:
+            raise ConfigError(f"agent.value_share={value_share} must be between 0 and 1")
+        if not 0 <= reward_share < 1 - value_share:
+            raise ConfigError(
+                f"agent.reward_share={reward_share} must be 0 or more, and less than what "
+                f"agent.value_share={value_share} leaves"
+            )
         if not 0 <= average < 1:
             raise ConfigError(f"agent.average={average} must be 0 or more and less than 1")
-        if trace_warmup < 0:
-            raise ConfigError(f"agent.trace_warmup={trace_warmup} must be 0 updates or more")
-        RolloutPlan(gradients="pathwise", trace=trace)  # refuses a trace out of range
-        self.trace, self.trace_warmup = trace, trace_warmup
+        self.plan = RolloutPlan(gradients="score", epochs=epochs, minibatches=minibatches)
+        self.of_values = RolloutPlan(
+            gradients=None, behaviour="prior", minibatches=minibatches, adds=("condition_rewards",)
+        )
+        self.of_reward = RolloutPlan(gradients="pathwise")
+        self.value_share, self.reward_share = value_share, reward_share
+        self.needs_reward_gradient = reward_share > 0
         self.controls, self.critic = dict(task.controls), critic(task)
         self.followed = AveragedModel(self.critic, avg_fn=_moving_average(average))
         self.followed.requires_grad_(False)
         self.register_buffer("log_scale", torch.tensor(0.0))  # c, nats, set by `prepare`
-        self.register_buffer("updates", torch.tensor(0))
-        self.used = self.plan.trace  # by the latest rollout
+        self.register_buffer("started", torch.tensor(False))
 
     @property
-    def plan(self) -> RolloutPlan:  # type: ignore[override]
-        """Pathwise with the present trace."""
-        risen = min(1.0, int(self.updates) / self.trace_warmup) if self.trace_warmup else 1.0
-        return RolloutPlan(gradients="pathwise", trace=risen * self.trace, adds=("prior_episodes",))
+    def plans(self) -> Mapping[float, RolloutPlan]:
+        """Episodes of the prior for the values, then those of the policy, at last whole chains."""
+        found = {0.0: self.of_values, self.value_share: self.plan}
+        return found | ({1 - self.reward_share: self.of_reward} if self.reward_share else {})
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         """Move the average on by one update; set c by the first episodes, once."""
-        self.followed.update_parameters(self.critic)
-        if self.updates == 0:
-            sums = rollout[keys.PRIOR_EPISODE, keys.REWARDS][:, 0].logsumexp(1)
-            self.log_scale.copy_(sums.logsumexp(0) - math.log(len(sums)))
-        self.used = self.plan.trace
-        self.updates += 1
+        if keys.CONDITION_REWARDS in rollout.keys():
+            if not self.started:
+                sums = rollout[keys.CONDITION_REWARDS][:, 0].logsumexp(1)
+                self.log_scale.copy_(sums.logsumexp(0) - math.log(len(sums)))
+                self.started.fill_(True)
+            self.followed.update_parameters(self.critic)
         return rollout
 
     def loss(self, rollout: TensorDict) -> TensorDict:
-        """KL less the value of where each step leads, and the values' likelihood."""
-        # The latents x_1 .. x_{K-1}; where the last action leads is the reward's to say.
-        inner, beside = rollout[:, :-1], rollout[keys.PRIOR_EPISODE][:, :-1]
-        total, log_share = _parts(self.followed(inner[keys.ACTION], inner[keys.STEP] + 1))
-        condition = condition_number(self.controls, dict(inner[keys.CONTROL].items()))
+        """Compute the loss of the part of training that the rollout was made for.
+
+        Only the first part's has the rewards of all conditions, only the last one's a reward with a
+        graph.
+        """
+        if keys.CONDITION_REWARDS in rollout.keys():
+            return self._value_loss(rollout)
+        if rollout[keys.NEXT_REWARD].requires_grad:
+            return TensorDict({"loss_soft_return": -mean_soft_return(rollout)}, batch_size=[])
+        # The rollout's own noise, added to the present mean.
+        action = rollout[keys.ACTION] + rollout[keys.LOC] - rollout[keys.BEHAVIOUR_LOC]
+        total, log_share = _parts(self.followed(action, rollout[keys.STEP] + 1))
+        condition = condition_number(self.controls, dict(rollout[keys.CONTROL].items()))
         own = log_share.gather(-1, condition[..., None])[..., 0]
         values = self.log_scale + total + own
-        gained = episode_reward(rollout) + (1 - self.used) * values.sum(1)
+        loss = (rollout[keys.KL] - values).sum(1).mean()
+        result = {"loss_h_transform": loss, "soft_value": values.detach().mean()}
+        return TensorDict(result, batch_size=[])
 
-        total, log_share = _parts(self.critic(beside[keys.ACTION], beside[keys.STEP] + 1))
-        weights = (beside[keys.REWARDS] - self.log_scale).exp()
+    def _value_loss(self, rollout: TensorDict) -> TensorDict:
+        total, log_share = _parts(self.critic(rollout[keys.ACTION], rollout[keys.STEP] + 1))
+        weights = (rollout[keys.CONDITION_REWARDS] - self.log_scale).exp()
         weight = weights.sum(-1)
         which = -(weights * log_share).sum(-1)
         how_much = weight * softplus(-total) + softplus(total)
-        states = max(1, which.numel())  # there are none in a chain of one step
-        return TensorDict(
-            {
-                "loss_h_transform": (episode_kl(rollout) - gained).mean(),
-                "loss_value": (which + how_much).sum() / states,
-                "soft_value": values.detach().sum() / states,
-            },
-            batch_size=[],
-        )
+        return TensorDict({"loss_value": (which + how_much).mean()}, batch_size=[])
 
 
 def _parts(outputs: Tensor) -> tuple[Tensor, Tensor]:

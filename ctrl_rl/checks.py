@@ -7,13 +7,16 @@ from ctrl_rl import keys
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError, InvariantError, NonFiniteError, did_you_mean
 from ctrl_rl.learner import Learner
+from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.replay import Replay, check_refresh
 from ctrl_rl.rollouts import check_invariants, rollout
 from ctrl_rl.soft_returns import episode_reward
 
 
 def check_start(env: LatentEnv, learner: Learner) -> None:
-    """Contracts and invariants on one rollout of the untrained policy, which leaves no trace.
+    """Contracts and invariants on one rollout per plan of the untrained policy.
+
+    It leaves no trace.
 
     Raises:
         ConfigError: prior, policy and reward do not fit each other, or the agent reads a key that
@@ -21,49 +24,57 @@ def check_start(env: LatentEnv, learner: Learner) -> None:
         InvariantError: the policy is not the prior, or a gradient that the agent needs is missing.
         NonFiniteError: a reward is not finite.
     """
-    process, policy, agent = env.process, learner.policy, learner.agent
-    before = env.generator.get_state()
-    try:
-        episode = rollout(env, policy, plan=agent.plan)
-    except RuntimeError as error:  # torch's kind for shapes that do not fit
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"prior, policy and reward do not fit each other: {reason}") from error
-    env.generator.set_state(before)
-    process.prior_calls = process.reward_calls = policy.calls = 0
-    present = [str(key) for key in episode.keys(include_nested=True)]
+    agent, before = learner.agent, env.generator.get_state()
+    present: dict[str, None] = {}
+    for plan in agent.plans.values():
+        episode = _first_episode(env, learner, plan)
+        present |= dict.fromkeys(str(key) for key in episode.keys(include_nested=True))
     for key in agent.in_keys:
         if str(key) not in present:
             raise ConfigError(f"the agent reads '{key}'; {did_you_mean(str(key), present)}")
-    check_invariants(episode, agent.plan)
-    if agent.plan.recomputes:
+    env.generator.set_state(before)
+    env.process.prior_calls = env.process.reward_calls = learner.policy.calls = 0
+
+
+def _first_episode(env: LatentEnv, learner: Learner, plan: RolloutPlan) -> TensorDict:
+    process, policy = env.process, learner.policy
+    try:
+        episode = rollout(env, policy, plan=plan)
+    except RuntimeError as error:  # torch's kind for shapes that do not fit
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"prior, policy and reward do not fit each other: {reason}") from error
+    check_invariants(episode, plan)
+    if plan.recomputes:
         check_refresh(policy, episode)
-        policy.calls = 0
-    reward = episode[keys.BRANCH_REWARD] if agent.plan.branches else episode_reward(episode)
-    if (
-        agent.plan.gradients == "pathwise"
-        and agent.needs_reward_gradient
-        and not reward.requires_grad
-    ):
+    reward = episode[keys.BRANCH_REWARD] if plan.branches else episode_reward(episode)
+    needed = plan.gradients == "pathwise" and learner.agent.needs_reward_gradient
+    if needed and not reward.requires_grad:
         name = type(process.reward_model).__name__
         raise InvariantError(f"{name} says that it is differentiable, and its result has no graph")
     check_reward(env, episode)
+    return episode
 
 
-def calls_per_update(env: LatentEnv, learner: Learner) -> int:
+def calls_per_update(env: LatentEnv, learner: Learner) -> dict[float, int]:
     """Evaluations of prior and policy in one update, counted in samples on a dry one.
 
-    A dry update is a rollout and every batch of the agent's plan without a loss. It leaves no
-    trace; `Agent.prepare` is left out, which sees neither prior nor policy and may keep a state.
+    A dry update is a rollout and every batch of a plan without a loss. It leaves no trace;
+    `Agent.prepare` is left out, which sees neither prior nor policy and may keep a state.
+
+    Returns:
+        By the share of training at which each of the agent's plans begins.
     """
-    process, policy, plan = env.process, learner.policy, learner.agent.plan
+    process, policy = env.process, learner.policy
     before = env.generator.get_state()
     counted = (process.prior_calls, process.reward_calls, policy.calls)
-    process.prior_calls = policy.calls = 0
-    episode = rollout(env, policy, plan=plan)
-    for pieces in Replay(plan, env.generator).batches(episode, policy):
-        for _ in pieces:
-            pass  # a piece calls the policy when it is made
-    calls = process.prior_calls + policy.calls
+    calls = {}
+    for start, plan in learner.agent.plans.items():
+        process.prior_calls = policy.calls = 0
+        episode = rollout(env, policy, plan=plan)
+        for pieces in Replay(plan, env.generator).batches(episode, policy):
+            for _ in pieces:
+                pass  # a piece calls the policy when it is made
+        calls[start] = process.prior_calls + policy.calls
     process.prior_calls, process.reward_calls, policy.calls = counted
     env.generator.set_state(before)
     return calls

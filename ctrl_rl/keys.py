@@ -26,7 +26,7 @@ A state has batch shape ``[B]``, a rollout ``[B, T]`` with ``T = K`` stochastic 
 | `branch_kl`          | [B, T]       | float32 | nats | the same; both 0 but for one step        |
 | `anchor_kl`          | [B, T]       | float32 | nats | the same, at an earlier step             |
 | `(forward, name)`    | [B, T, *S]   | float32 |      | see `ctrl_rl.forward_process`           |
-| `(prior_episode, name)` | [B, T, …]  |         |      | see `ctrl_rl.prior_episodes`            |
+| `condition_rewards`  | [B, T, C]    | float32 | nats | of every condition, repeated along T    |
 | `sample`             | [B, T, *D]   | float32 |      | clean sample, a view repeated along T   |
 
 `(next, x)` is not stored: it is `action`.
@@ -51,8 +51,7 @@ BRANCH_REWARD = "branch_reward"
 BRANCH_KL = "branch_kl"
 ANCHOR_KL = "anchor_kl"
 FORWARD = "forward"
-PRIOR_EPISODE = "prior_episode"
-REWARDS = "rewards"
+CONDITION_REWARDS = "condition_rewards"
 REWARD = "reward"
 NEXT_REWARD = ("next", "reward")
 NEXT_DONE = ("next", "done")

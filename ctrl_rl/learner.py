@@ -1,8 +1,10 @@
 """One optimizer step: AdamW with a rate per parameter group, clipping, schedule, moving average."""
 
 import math
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from tensordict import TensorDict
@@ -11,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.errors import ConfigError, NonFiniteError, check_choice, did_you_mean
+from ctrl_rl.plans import at_progress
 from ctrl_rl.policies import DenoisingPolicy
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -67,28 +70,38 @@ class TrainerConfig:
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ConfigError(f"trainer.max_grad_norm={self.max_grad_norm} must be > 0, or null")
 
-    def within_budget(self, calls_per_update: int) -> "TrainerConfig":
+    def within_budget(self, calls_per_update: Mapping[float, int]) -> "TrainerConfig":
         """The same with the updates that `denoiser_calls` pays for; itself without a budget.
 
         Args:
-            calls_per_update: evaluations of prior and policy, counted in samples.
+            calls_per_update: evaluations of prior and policy, counted in samples, by the share of
+                training from which an update takes so many.
 
         Raises:
             ConfigError: the budget does not pay for one update.
         """
         if self.denoiser_calls is None:
             return self
-        if self.denoiser_calls < calls_per_update:
+        most = self.denoiser_calls // min(calls_per_update.values())
+        price = partial(_price, calls_per_update=calls_per_update)
+        updates = bisect_right(range(1, most + 1), self.denoiser_calls, key=price)
+        if updates == 0:
             raise ConfigError(
                 f"trainer.denoiser_calls={self.denoiser_calls} does not pay for one update, which "
-                f"takes {calls_per_update}; give more, or a smaller trainer.batch_size"
+                f"takes {_price(1, calls_per_update)}; give more, or a smaller trainer.batch_size"
             )
-        return replace(self, updates=self.denoiser_calls // calls_per_update)
+        return replace(self, updates=updates)
 
     def rate_factor(self, update: int) -> float:
         """Factor on the learning rates at an update, 0 .. updates - 1."""
         warm = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
         return warm * SCHEDULES[self.schedule](update / self.updates)
+
+
+def _price(updates: int, calls_per_update: Mapping[float, int]) -> int:
+    """Calls of so many updates; more updates never cost less."""
+    done = (update / updates for update in range(updates))
+    return sum(at_progress(calls_per_update, progress) for progress in done)
 
 
 def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ctrl_rl.errors import ConfigError, did_you_mean
 
 GRAPHS = ("pathwise", "score")
 BEHAVIOURS = ("policy", "prior")
-ADDITIONS = ("lean_adjoint", "balance_gradients", "prior_episodes", "forward_process")
+ADDITIONS = ("lean_adjoint", "balance_gradients", "condition_rewards", "forward_process")
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,26 +43,25 @@ class RolloutPlan:
         truncation: pathwise gradients flow through the last `truncation` steps only, the earlier
             ones are sampled without a graph; None for the whole chain, "uniform" for a length
             drawn uniformly from 1 .. K per rollout.
-        trace: "pathwise" only: the factor on the gradient that passes from a step to the one
-            before it, through the latent between them. 1 is the whole chain, 0 steps that each have
-            a graph of their own.
-        epochs: passes over every rollout, "score" only.
-        minibatches: optimizer steps per pass; every one evaluates the policy anew on its part of
-            the episodes, so that `loc` and all that follows from it are the present policy's.
+        epochs: passes over every rollout, not for "pathwise".
+        minibatches: optimizer steps per pass, not for "pathwise". With "score" every one evaluates
+            the policy anew on its part of the episodes, so that `loc` and all that follows from it
+            are the present policy's.
         step_chunks: pieces along time that are differentiated one after the other before a single
             optimizer step, "score" only. Memory then holds one piece; the agent's loss must be a
             sum over steps.
         replay: how many past episodes are kept and drawn from, "score" only; 0 is on-policy.
-        behaviour: who acts. With "prior", for "score" only, the episodes are the pretrained
-            model's, and `loc` and all that follows from it are the policy's at their latents. The
-            reward and KL that a run logs are then of those episodes too.
+        behaviour: who acts. With "prior", not for "pathwise", the episodes are the pretrained
+            model's. With "score", `loc` and all that follows from it are the policy's at their
+            latents; without gradients the policy is not evaluated at all. The reward and KL that a
+            run logs are then of those episodes too.
         adds: names of what is computed once per rollout and added to it:
             "lean_adjoint": the reward's gradient carried back along the prior's chain
             (`ctrl_rl.adjoints`); needs a differentiable reward.
             "balance_gradients": `reward_gradient` and `log_ratio_gradient`, what detailed balance
             of gradients is made of; needs a differentiable reward.
-            "prior_episodes": `prior_episode`, as many episodes of the prior, with the rewards of
-            all conditions (`ctrl_rl.prior_episodes`).
+            "condition_rewards": `condition_rewards`, what the clean sample would have been worth
+            under every condition, not only its own (`ctrl_rl.condition_rewards`).
             "forward_process", for "score" only: `forward`, noisy copies of the rollout's clean
             sample (`ctrl_rl.forward_process`). The agent puts them in the place of the latents that
             led to the sample, and the policy is evaluated anew at what the batches hold.
@@ -80,7 +81,6 @@ class RolloutPlan:
     gradients: Literal["pathwise", "score"] | None
     checkpointing: bool = False
     truncation: int | str | None = None
-    trace: float = 1.0
     epochs: int = 1
     minibatches: int = 1
     step_chunks: int = 1
@@ -106,22 +106,19 @@ class RolloutPlan:
             value = getattr(self, name)
             if not (isinstance(value, int) and value >= least):
                 raise ConfigError(f"agent.{name}={value!r} must be a whole number from {least}")
-            if value > least and self.gradients != "score":
+            without = () if name in ("step_chunks", "replay") else (None,)
+            if value > least and self.gradients not in ("score", *without):
                 raise ConfigError(
                     f"agent.{name}={value} evaluates the policy on stored latents, which loses "
                     f"{self.gradients} gradients; use {least}"
                 )
-        if not 0 <= self.trace <= 1:
-            raise ConfigError(f"agent.trace={self.trace} must be 0 to 1")
-        if self.trace < 1 and self.gradients != "pathwise":
-            raise ConfigError(f"agent.trace={self.trace} damps pathwise gradients only; use 1")
         if self.behaviour not in BEHAVIOURS:
             hint = did_you_mean(str(self.behaviour), BEHAVIOURS)
             raise ConfigError(f"an agent's plan has behaviour={self.behaviour!r}; {hint}")
-        if self.behaviour == "prior" and self.gradients != "score":
+        if self.behaviour == "prior" and self.gradients == "pathwise":
             raise ConfigError(
-                f"a plan whose episodes are the prior's has no {self.gradients} gradients of the "
-                "policy; use gradients='score', or behaviour='policy'"
+                "a plan whose episodes are the prior's has no pathwise gradients of the policy; "
+                "use gradients='score' or null, or behaviour='policy'"
             )
         if self.one_step_of is not None and not self.one_step_of >= 1:
             raise ConfigError(f"agent.one_step_of={self.one_step_of} must be 1 or more")
@@ -155,7 +152,22 @@ class RolloutPlan:
         return self.one_step_of is not None or self.renoise > 0
 
     @property
-    def recomputes(self) -> bool:
-        """Whether losses see the policy evaluated anew instead of the rollout's own graph."""
+    def cuts(self) -> bool:
+        """Whether losses see a rollout in parts, or past ones, instead of as it was made."""
         several = self.epochs > 1 or self.minibatches > 1 or self.step_chunks > 1
         return several or self.replay > 0 or "forward_process" in self.adds
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether losses see the policy evaluated anew instead of the rollout's own graph."""
+        return self.cuts and self.gradients is not None
+
+
+def at_progress(starts: Mapping[float, Part], progress: float) -> Part:
+    """What is in force.
+
+    Args:
+        starts: by the share of training at which each begins; one begins at 0.
+        progress: share of training that is done, 0 .. 1.
+    """
+    return starts[max(start for start in starts if start <= progress)]

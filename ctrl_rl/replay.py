@@ -94,7 +94,7 @@ class Replay:
             Once per optimizer step: the pieces [b, T] whose losses are differentiated one by one.
             Each is made when it is asked for.
         """
-        if not self.plan.recomputes:
+        if not self.plan.cuts:
             yield iter([episodes])
             return
         episodes = episodes.detach()
@@ -106,7 +106,7 @@ class Replay:
             for index in order.tensor_split(min(self.plan.minibatches, size)):
                 batch = episodes[index] if self.buffer is None else self._draw(len(index))
                 pieces = batch.to(episodes.device).chunk(self.plan.step_chunks, dim=1)
-                yield (refresh(policy, piece) for piece in pieces)
+                yield (refresh(policy, part) if self.plan.recomputes else part for part in pieces)
 
     def state(self) -> dict[str, Tensor]:
         """The past episodes by dotted names, empty without replay."""

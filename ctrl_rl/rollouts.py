@@ -14,12 +14,12 @@ from torch import Tensor
 from ctrl_rl import gaussian, keys
 from ctrl_rl.adjoints import lean_adjoint, log_ratio_gradient, reward_gradient
 from ctrl_rl.branches import anchor_kl, branch
+from ctrl_rl.condition_rewards import condition_rewards
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import InvariantError
 from ctrl_rl.forward_process import noisy_copies
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
-from ctrl_rl.prior_episodes import prior_episodes
 
 
 def rollout(
@@ -58,17 +58,13 @@ def rollout(
         with torch.set_grad_enabled(k >= first):
             state = acting(state, generator=env.generator)
             state.set(keys.BEHAVIOUR_LOC, state[keys.LOC].detach())
-            if acting is not policy:
+            if acting is not policy and plan.gradients is not None:
                 state.set(keys.LOC, _loc(policy, state))
         # Where the action is a constant to what follows, its density is still a function of loc.
-        # The last one leads to the reward and to no further step.
-        action, to_step = state[keys.ACTION], k + 1 < num_steps
-        passed = (plan.trace if to_step else 1.0) if pathwise else 0.0
-        state.set(keys.ACTION, _damped(action, passed))
-        with torch.set_grad_enabled(k >= first and passed > 0):
+        if not pathwise:
+            state.set(keys.ACTION, state[keys.ACTION].detach())
+        with torch.set_grad_enabled(k >= first and pathwise):
             after = env.step(state)["next"]
-        if pathwise:
-            state.set(keys.ACTION, action)
         with torch.set_grad_enabled(k >= first):
             steps.append(_record(state, after))
         state = after.exclude(keys.REWARD)
@@ -101,21 +97,15 @@ def _additions(
             keys.REWARD_GRADIENT: reward_gradient(process, episodes),
             keys.LOG_RATIO_GRADIENT: log_ratio_gradient(process, policy, episodes),
         },
-        "prior_episodes": lambda episodes, clean: {
-            keys.PRIOR_EPISODE: prior_episodes(process, len(episodes), generator)
+        "condition_rewards": lambda episodes, clean: {
+            keys.CONDITION_REWARDS: condition_rewards(process, episodes[keys.SAMPLE][:, 0])[
+                :, None
+            ].expand(-1, process.num_steps, -1)
         },
         "forward_process": lambda episodes, clean: {
             keys.FORWARD: noisy_copies(process, policy, episodes, clean, generator)
         },
     }
-
-
-def _damped(x: Tensor, factor: float) -> Tensor:
-    """The same numbers, with `factor` on every gradient that passes."""
-    if factor == 1:
-        return x
-    constant = x.detach()
-    return constant + factor * (x - constant) if factor > 0 else constant
 
 
 def _loc(policy: DenoisingPolicy, state: TensorDict) -> Tensor:

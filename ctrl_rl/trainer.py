@@ -1,7 +1,7 @@
 """The training loop: rollout, losses, optimizer steps; it knows only the contracts."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import NonFiniteError, RunError
 from ctrl_rl.interrupts import Interrupted, stop_on_interrupt
 from ctrl_rl.learner import Learner, part_of
+from ctrl_rl.plans import at_progress
 from ctrl_rl.replay import Replay
 from ctrl_rl.rollouts import rollout
 from ctrl_rl.runs import Checkpoint, Run
@@ -45,10 +46,10 @@ class Trainer:
     ) -> None:
         self.env, self.learner, self.run, self.log_z = env, learner, run, log_z
         self.policy, self.agent, self.config = learner.policy, learner.agent, learner.config
-        self.replay = Replay(self.agent.plan, env.generator)
+        self.replays = {
+            start: Replay(plan, env.generator) for start, plan in self.agent.plans.items()
+        }
         self.logger, self.report = logger, report
-        self.policy.set_checkpointing(self.agent.plan.checkpointing)
-        env.process.set_checkpointing(self.agent.plan.checkpointing)
         self.update = 0
         self.earlier_s, self.started = 0.0, time.monotonic()
 
@@ -92,7 +93,8 @@ class Trainer:
         try:
             self.learner.load(checkpoint.policy, checkpoint.training)
             self.env.generator.set_state(checkpoint.training["generator"].cpu())
-            self.replay.load(part_of(checkpoint.training, "replay."))
+            for start, replay in self.replays.items():
+                replay.load(part_of(checkpoint.training, f"replay.{start}."))
         except (RuntimeError, KeyError, ValueError) as error:
             raise RunError(f"{self.run.path} holds weights of another policy or agent") from error
         process, counters = self.env.process, checkpoint.counters
@@ -103,10 +105,14 @@ class Trainer:
         self.run.forget_after(self.update)
 
     def _one_update(self) -> dict[str, float]:
-        episode = rollout(self.env, self.policy, plan=self.agent.plan)
+        replay = at_progress(self.replays, self.update / self.config.updates)
+        plan = replay.plan
+        self.policy.set_checkpointing(plan.checkpointing)
+        self.env.process.set_checkpointing(plan.checkpointing)
+        episode = rollout(self.env, self.policy, plan=plan)
         try:
             check_reward(self.env, episode)
-            learned = self._learn(self.agent.prepare(episode))
+            learned = self._learn(replay.batches(self.agent.prepare(episode), self.policy))
         except NonFiniteError as error:
             good = self.run.path / "checkpoints" / f"{self.run.checkpoints()[-1]:06d}"
             raise NonFiniteError(
@@ -124,10 +130,10 @@ class Trainer:
             "reward_calls": process.reward_calls,
         }
 
-    def _learn(self, episode: TensorDict) -> dict[str, float]:
+    def _learn(self, batches: Iterator[Iterator[TensorDict]]) -> dict[str, float]:
         """All optimizer steps of one rollout; what they logged, averaged over the steps."""
         logged = []
-        for pieces in self.replay.batches(episode, self.policy):
+        for pieces in batches:
             losses = [self.learner.backward(self.agent.loss(piece)) for piece in pieces]
             step = self.learner.step(self.update)
             # Pieces are parts of one sum, so their losses add up; other figures are averaged.
@@ -156,7 +162,11 @@ class Trainer:
             "reward": process.reward_calls,
             "wall_s": self.wall_s,
         }
-        past = {f"replay.{name}": value for name, value in self.replay.state().items()}
+        past = {
+            f"replay.{start}.{name}": value
+            for start, replay in self.replays.items()
+            for name, value in replay.state().items()
+        }
         training = {"generator": self.env.generator.get_state(), **self.learner.state(), **past}
         return Checkpoint(self.update, dict(self.policy.state_dict()), training, counters)
 

@@ -8,23 +8,28 @@ from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.learner import Learner
+from ctrl_rl.plans import RolloutPlan, at_progress
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.replay import Replay
 from ctrl_rl.rollouts import rollout
 
 
-def first_batch(env: LatentEnv, policy: DenoisingPolicy, agent: Agent) -> TensorDict:
-    """The first piece that the agent's loss would see in a run."""
-    episode = agent.prepare(rollout(env, policy, plan=agent.plan))
-    return next(next(Replay(agent.plan, env.generator).batches(episode, policy)))
+def first_batch(
+    env: LatentEnv, policy: DenoisingPolicy, agent: Agent, plan: RolloutPlan | None = None
+) -> TensorDict:
+    """The first piece that the agent's loss would see in a run, of `agent.plan` unless told."""
+    plan = plan or agent.plan
+    episode = agent.prepare(rollout(env, policy, plan=plan))
+    return next(next(Replay(plan, env.generator).batches(episode, policy)))
 
 
 def learn(env: LatentEnv, learner: Learner, updates: int) -> DenoisingPolicy:
     """Updates as the trainer makes them."""
     policy, agent = learner.policy, learner.agent
-    replay = Replay(agent.plan, env.generator)
+    replays = {start: Replay(plan, env.generator) for start, plan in agent.plans.items()}
     for update in range(updates):
-        episode = agent.prepare(rollout(env, policy, plan=agent.plan))
+        replay = at_progress(replays, update / updates)
+        episode = agent.prepare(rollout(env, policy, plan=replay.plan))
         for pieces in replay.batches(episode, policy):
             for piece in pieces:
                 learner.backward(agent.loss(piece))

@@ -33,7 +33,7 @@ def test_checks_before_the_first_update_count_what_an_update_calls(agent: Agent)
     config = TrainerConfig(learning_rate={"network": 1e-3, "embedding": 1e-3})
     learner = Learner(policy, agent, config)
     check_start(env, learner)
-    foreseen = calls_per_update(env, learner)
+    (foreseen,) = calls_per_update(env, learner).values()
     learn(env, learner, 1)
     assert process.prior_calls + policy.calls == foreseen
 
@@ -55,11 +55,15 @@ def test_settings_out_of_range_are_refused_by_name(make_agent, name):
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"behaviour": "prior"}, {"behaviour": "both"}, {"adds": ("forward_process",)}],
+    ("gradients", "settings"),
+    [
+        ("pathwise", {"behaviour": "prior"}),
+        ("score", {"behaviour": "both"}),
+        ("pathwise", {"adds": ("forward_process",)}),
+        (None, {"adds": ("forward_process",)}),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("gradients", ["pathwise", None])
-def test_plans_that_contradict_themselves_are_refused(settings, gradients):
+def test_plans_that_contradict_themselves_are_refused(gradients, settings):
     with pytest.raises(ConfigError):
         RolloutPlan(gradients=gradients, **settings)

@@ -201,8 +201,9 @@ def test_checks_before_the_first_update_accept_the_agent(name: str) -> None:
         {"anchor": True},
         {"anchor": True, "truncation": "uniform"},
         {"adds": ("lean_adjont",)},
-        {"trace": 1.5},
-        {"trace": 0.5, "gradients": "score"},
+        {"epochs": 2},
+        {"step_chunks": 2, "gradients": None},
+        {"replay": 2, "gradients": None},
     ],
     ids=str,
 )

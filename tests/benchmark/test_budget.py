@@ -1,5 +1,6 @@
 """A budget in denoiser calls: counted in advance, kept, resumed."""
 
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,9 @@ from ctrl_rl.build import build_agent, build_env, build_policy, build_process, b
 from ctrl_rl.checks import calls_per_update
 from ctrl_rl.cli import main
 from ctrl_rl.composition import compose
-from ctrl_rl.learner import Learner
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.learner import Learner, TrainerConfig
+from ctrl_rl.plans import at_progress
 from ctrl_rl.runs import Run, RunPlan
 from ctrl_rl.trainer import Trainer
 
@@ -40,8 +43,24 @@ def test_every_agent_keeps_the_budget_within_one_update(agent, tmp_path):
     run = Run.create(RunPlan(root=str(tmp_path), name="run"), "")
     Trainer(env=env, learner=learner, run=run, log_z=torch.zeros(3)).train()
     calls = [line["denoiser_calls"] for line in run.metrics()]
-    assert BUDGET - counted < calls[-1] <= BUDGET
-    assert calls == [counted * (index + 1) for index in range(len(calls))]
+    assert BUDGET - max(counted.values()) < calls[-1] <= BUDGET
+    prices = [at_progress(counted, update / len(calls)) for update in range(len(calls))]
+    assert calls == list(itertools.accumulate(prices))
+    assert set(prices) == set(counted.values()), "every plan has its turn"
+
+
+def test_a_budget_is_spent_on_plans_by_their_shares():
+    """As many updates as it pays for, found by trying all."""
+    prices = {0.0: 3, 0.25: 10, 0.9: 1}
+    for budget in range(3, 400):
+        paid = TrainerConfig(denoiser_calls=budget).within_budget(prices).updates
+        spent = [
+            sum(at_progress(prices, update / updates) for update in range(updates))
+            for updates in (paid, paid + 1)
+        ]
+        assert spent[0] <= budget < spent[1]
+    with pytest.raises(ConfigError, match="which takes 3"):
+        TrainerConfig(denoiser_calls=2).within_budget(prices)
 
 
 def test_the_schedule_runs_over_the_budget_and_resumes(tmp_path):

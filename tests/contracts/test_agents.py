@@ -44,17 +44,21 @@ def test_agent_reads_what_it_declares(name: str) -> None:
     config = config_of("agent", name)
     process = build_process(config)
     policy, agent = perturbed(config, process), build_agent(config, process)
-    episode = rollout(LatentEnv(process, num_envs=32), policy, plan=agent.plan)
-    present = set(episode.keys(include_nested=True))
-    assert set(agent.in_keys) <= present
-    prepared = agent.prepare(episode.select(*agent.in_keys))
-    assert not any(
-        value.requires_grad
-        for key, value in prepared.items(include_nested=True, leaves_only=True)
-        if key not in present
-    )
-    batch = first_batch(LatentEnv(process, num_envs=32), policy, agent)
-    losses(agent, batch.select(*prepared.keys(include_nested=True, leaves_only=True)))
+    found: set[str | tuple[str, ...]] = set()
+    for plan in agent.plans.values():
+        episode = rollout(LatentEnv(process, num_envs=32), policy, plan=plan)
+        present = set(episode.keys(include_nested=True))
+        found |= present
+        prepared = agent.prepare(episode.select(*(key for key in agent.in_keys if key in present)))
+        assert not any(
+            value.requires_grad
+            for key, value in prepared.items(include_nested=True, leaves_only=True)
+            if key not in present
+        )
+        batch = first_batch(LatentEnv(process, num_envs=32), policy, agent, plan)
+        declared = batch.select(*prepared.keys(include_nested=True, leaves_only=True))
+        assert losses(agent, declared), "no loss_* key"
+    assert set(agent.in_keys) <= found
 
 
 @pytest.mark.parametrize("name", choices("agent"))
