@@ -83,8 +83,9 @@ class HTransform(Agent):
             chain, 0 for none; less than 1 - value_share.
         average: share of the moving average of the values that an update keeps, 0 .. 1 without 1;
             the average is even over the first updates.
+        value_minibatches: optimizer steps per rollout of the prior.
         epochs: passes over every rollout of the policy.
-        minibatches: optimizer steps per pass, over the prior's rollouts too.
+        minibatches: optimizer steps per pass.
 
     Raises:
         ConfigError: a value out of range.
@@ -105,6 +106,7 @@ class HTransform(Agent):
         value_share: float = 0.25,
         reward_share: float = 0.25,
         average: float = 0.95,
+        value_minibatches: int = 4,
         epochs: int = 1,
         minibatches: int = 4,
     ) -> None:
@@ -120,7 +122,10 @@ class HTransform(Agent):
             raise ConfigError(f"agent.average={average} must be 0 or more and less than 1")
         self.plan = RolloutPlan(gradients="score", epochs=epochs, minibatches=minibatches)
         self.of_values = RolloutPlan(
-            gradients=None, behaviour="prior", minibatches=minibatches, adds=("condition_rewards",)
+            gradients=None,
+            behaviour="prior",
+            minibatches=value_minibatches,
+            adds=("condition_rewards",),
         )
         self.of_reward = RolloutPlan(gradients="pathwise")
         self.value_share, self.reward_share = value_share, reward_share
@@ -138,14 +143,21 @@ class HTransform(Agent):
         return found | ({1 - self.reward_share: self.of_reward} if self.reward_share else {})
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
-        """Move the average on by one update; set c by the first episodes, once."""
+        """Shear the first two parts' rollouts; move the average on; set c by the first episodes.
+
+        What these parts learn of a state does not depend on the others of its episode. Row i gets
+        step k of episode i + k, so that a minibatch of a few rows holds states of many episodes.
+        """
+        if rollout[keys.NEXT_REWARD].requires_grad:
+            return rollout
         if keys.CONDITION_REWARDS in rollout.keys():
             if not self.started:
                 sums = rollout[keys.CONDITION_REWARDS][:, 0].logsumexp(1)
                 self.log_scale.copy_(sums.logsumexp(0) - math.log(len(sums)))
                 self.started.fill_(True)
             self.followed.update_parameters(self.critic)
-        return rollout
+        episodes, steps = (torch.arange(size, device=rollout.device) for size in rollout.shape)
+        return rollout[(episodes[:, None] + steps) % len(episodes), steps]
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Compute the loss of the part of training that the rollout was made for.

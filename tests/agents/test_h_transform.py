@@ -45,7 +45,10 @@ class ExactValues(nn.Module):
 def exact_agent(process: DenoisingProcess) -> HTransform:
     """The agent with exact values, its constant c left at 0."""
     agent = HTransform(
-        task=task_of(process), critic=lambda task: ExactValues(process), minibatches=1
+        task=task_of(process),
+        critic=lambda task: ExactValues(process),
+        value_minibatches=1,
+        minibatches=1,
     )
     agent.started.fill_(True)  # past the first update, which would set c
     return agent
@@ -207,6 +210,20 @@ def test_episodes_of_the_values_are_the_priors(process: DenoisingProcess) -> Non
         )
         spread = rewards[:, 0, number].std() / 64
         assert abs(rewards[:, 0, number].mean() - mean) < 5 * spread
+
+
+@pytest.mark.parametrize("part", ["of_values", "plan"])
+def test_rows_hold_every_state_once_at_its_step(process: DenoisingProcess, part: str) -> None:
+    """Each with its own label, rewards and action, and a row has states of K episodes."""
+    agent, policy = exact_agent(process), moved(process)
+    episodes = rollout(make("gaussian", 6, K), policy, plan=getattr(agent, part))
+    sheared = agent.prepare(episodes)
+    assert torch.equal(sheared[keys.STEP], episodes[keys.STEP])
+    for row in range(6):
+        for step in range(K):
+            origin = episodes[(row + step) % 6, step]
+            for key, value in sheared[row, step].items(True, True):
+                assert torch.equal(value, origin[key]), key
 
 
 def test_conditions_are_numbered_as_the_process_does() -> None:
