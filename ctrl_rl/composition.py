@@ -85,6 +85,8 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
         if unknown:
             key = unknown.group(1)
             good = [other for other in overrides if _key(other) != key]
+            if len(good) == len(overrides):  # the word stands in a file
+                raise ConfigError(one_line(error)) from error
             raise ConfigError(_unknown(key, compose(name, good, extra))) from error
         raise ConfigError(one_line(error)) from error
     missing = sorted(OmegaConf.missing_keys(composed))

@@ -1,5 +1,6 @@
 """Trained agents against exact answers, and the estimators against closed forms."""
 
+import json
 import math
 
 import pytest
@@ -45,13 +46,40 @@ def soft_returns(process, policy, *, samples: int) -> list[float]:
     return [row["soft_return"] for row in rows]
 
 
+@pytest.fixture
+def shortfalls(record_property):
+    """Train an agent on a task: the best soft return less the one reached, of every label."""
+
+    def measure(task, agent, best):
+        policy, process = trained(task, agent, *SETTINGS.get((task, agent), []))
+        reached = soft_returns(process, policy, samples=20_000)
+        found = [best(process, label) - value for label, value in enumerate(reached)]
+        record_property("exact", json.dumps({"task": task, "agent": agent, "nats": max(found)}))
+        return found
+
+    return measure
+
+
+def gaussian_optimum(process, label):
+    return gaussian_oracle(process, label).optimal_soft_return
+
+
+def mixture1d_floor(process, label):
+    """The best soft return of a policy of fixed scale."""
+    *means, read_out = prior_means(process)
+    reward = reward_of(process, "group", label)
+    return fixed_scale_floor_1d(means, scales(process), reward, read_out).start_value
+
+
+def mixture2d_log_z(process, label):
+    """By symmetry; no policy of fixed scale reaches it."""
+    return math.log(1 / 4)
+
+
 @pytest.mark.parametrize("agent", SOFT_AGENTS)
-def test_gaussian_optimum_is_reached(agent):
-    policy, process = trained("gaussian", agent, *SETTINGS.get(("gaussian", agent), []))
-    reached = soft_returns(process, policy, samples=20_000)
-    for label, value in enumerate(reached):
-        optimum = gaussian_oracle(process, label).optimal_soft_return
-        assert value == pytest.approx(optimum, abs=0.02), f"label {label}"
+def test_gaussian_optimum_is_reached(agent, shortfalls):
+    for nats in shortfalls("gaussian", agent, gaussian_optimum):
+        assert abs(nats) <= 0.02
 
 
 @pytest.mark.parametrize(
@@ -61,29 +89,25 @@ def test_gaussian_optimum_is_reached(agent):
         for agent in SOFT_AGENTS
     ],
 )
-def test_mixture1d_floor_is_reached(agent):
-    policy, process = trained("mixture1d", agent, *SETTINGS.get(("mixture1d", agent), []))
-    reached = soft_returns(process, policy, samples=20_000)
-    *means, read_out = prior_means(process)
-    for label, value in enumerate(reached):
-        reward = reward_of(process, "group", label)
-        floor = fixed_scale_floor_1d(means, scales(process), reward, read_out)
-        # Nothing of fixed scale can do better than the floor (0.01 for Monte Carlo), and the
-        # agent must come within 0.05 nats of it.
-        assert floor.start_value - 0.05 <= value <= floor.start_value + 0.01, f"label {label}"
+def test_mixture1d_floor_is_reached(agent, shortfalls):
+    # Nothing of fixed scale can do better than the floor (0.01 for Monte Carlo), and the agent must
+    # come within 0.05 nats of it.
+    for nats in shortfalls("mixture1d", agent, mixture1d_floor):
+        assert -0.01 <= nats <= 0.05
 
 
 @pytest.mark.science
 @pytest.mark.parametrize(
     "agent",
     # db and subtb miss it by 0.03 to 0.06 nats, see their pages
-    ["ctrl", "alignprop", "adjoint", "nabla_db", "ppo", "grpo", "dpok", "tb", "vargrad", "pcl"],
+    [
+        *("ctrl", "alignprop", "adjoint", "nabla_db", "reinforce", "ppo", "grpo", "dpok"),
+        *("tb", "vargrad", "pcl", "h_transform", "rwr", "sac"),
+    ],
 )
-def test_mixture2d_gap(agent):
-    """Within 0.30 nats of log Z, which is log 1/4 by symmetry, for every label."""
-    policy, process = trained("mixture2d", agent, *SETTINGS.get(("mixture2d", agent), []))
-    for value in soft_returns(process, policy, samples=20_000):
-        assert math.log(1 / 4) - value <= 0.30
+def test_mixture2d_gap(agent, shortfalls):
+    for nats in shortfalls("mixture2d", agent, mixture2d_log_z):
+        assert nats <= 0.30
 
 
 @pytest.fixture(scope="module")

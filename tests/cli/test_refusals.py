@@ -5,6 +5,8 @@ import torch
 from running import SMALL, train
 
 from ctrl_rl.cli import main
+from ctrl_rl.composition import compose
+from ctrl_rl.errors import ConfigError
 
 REFUSED = {
     "agent=ctlr": "did you mean 'ctrl'",
@@ -183,3 +185,11 @@ def test_reward_without_gradient(tmp_path, capsys, monkeypatch):
         assert "differentiable" in told
         assert says == "true" or ("agent=ctrl" in told and "reward=honest" in told)
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_override_that_stands_in_a_file_is_refused_by_the_files_name(tmp_path):
+    """Without `# @package _global_` an experiment's words are looked for under `experiment`."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("defaults:\n  - override /env: digits\n")
+    with pytest.raises(ConfigError, match=r"experiment/mine.*Could not override"):
+        compose("train", ["experiment=mine"], [str(tmp_path)])
