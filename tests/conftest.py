@@ -44,12 +44,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not path:
         return
     found: dict[str, dict[str, str]] = {}
-    for outcome in ("passed", "failed"):
+    for outcome in ("passed", "failed", "xfailed"):
         for report in terminalreporter.stats.get(outcome, []):
             for name, value in report.user_properties:
                 if name == "exact" and report.when == "call":
                     row = json.loads(value)
-                    text = f"{row['nats']:.3f}" + (" (missed)" if outcome == "failed" else "")
+                    text = f"{row['nats']:.3f}" + ("" if outcome == "passed" else " (missed)")
                     found.setdefault(row["agent"], {})[row["task"]] = text
     tasks = ("gaussian", "mixture1d", "mixture2d")
     lines = [
