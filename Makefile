@@ -11,7 +11,7 @@ help:
 	@echo "make test     set up and run all checks (lint, types, layers, tests, wheel)"
 	@echo "make results  write the tables and the picture of README.md from the two runs"
 	@echo "make benchmark  every agent on the closed-form tasks with five seeds, into report/"
-	@echo "make science  every agent against exact answers, into docs/exact.md (about 20 minutes)"
+	@echo "make science  every agent against exact answers, into docs/exact.md (about half an hour)"
 	@echo "make weights  make the shipped prior and classifiers again"
 
 setup: $(INSTALLED)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.errors import ConfigError, check_choice
 
 GRAPHS = ("pathwise", "score")
 BEHAVIOURS = ("policy", "prior")
@@ -93,9 +93,8 @@ class RolloutPlan:
 
     def __post_init__(self) -> None:
         """Refuse what is out of range or contradicts itself."""
-        if self.gradients is not None and self.gradients not in GRAPHS:
-            hint = did_you_mean(str(self.gradients), GRAPHS)
-            raise ConfigError(f"an agent's plan has gradients={self.gradients!r}; {hint}")
+        if self.gradients is not None:
+            check_choice("gradients of an agent's plan", self.gradients, GRAPHS)
         whole = isinstance(self.truncation, int) and self.truncation >= 1
         if not (self.truncation is None or self.truncation == "uniform" or whole):
             raise ConfigError(
@@ -112,9 +111,7 @@ class RolloutPlan:
                     f"agent.{name}={value} evaluates the policy on stored latents, which loses "
                     f"{self.gradients} gradients; use {least}"
                 )
-        if self.behaviour not in BEHAVIOURS:
-            hint = did_you_mean(str(self.behaviour), BEHAVIOURS)
-            raise ConfigError(f"an agent's plan has behaviour={self.behaviour!r}; {hint}")
+        check_choice("behaviour of an agent's plan", self.behaviour, BEHAVIOURS)
         if self.behaviour == "prior" and self.gradients == "pathwise":
             raise ConfigError(
                 "a plan whose episodes are the prior's has no pathwise gradients of the policy; "
@@ -129,9 +126,7 @@ class RolloutPlan:
         if self.branches and (self.gradients != "pathwise" or self.truncation is not None):
             raise ConfigError("a plan with a branch has pathwise gradients and no truncation")
         for name in self.adds:
-            if name not in ADDITIONS:
-                hint = did_you_mean(str(name), ADDITIONS)
-                raise ConfigError(f"an agent's plan adds {name!r}; {hint}")
+            check_choice("addition to an agent's plan", name, ADDITIONS)
         if "forward_process" in self.adds and self.gradients != "score":
             raise ConfigError(
                 "a plan with the forward process evaluates the policy on noisy copies, which loses "

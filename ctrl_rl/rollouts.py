@@ -89,6 +89,11 @@ def _additions(
 ) -> dict[str, Callable[[TensorDict, Tensor], dict[str, Any]]]:
     """Entries by the names of `plans.ADDITIONS`, of episodes [B, K] and their clean latents."""
     process, generator = env.process, env.generator
+
+    def repeated(value: Tensor) -> Tensor:
+        """[B, C] along the steps: [B, K, C], a view."""
+        return value[:, None].expand(-1, process.num_steps, -1)
+
     return {
         "lean_adjoint": lambda episodes, clean: {
             keys.LEAN_ADJOINT: lean_adjoint(process, episodes)
@@ -98,9 +103,9 @@ def _additions(
             keys.LOG_RATIO_GRADIENT: log_ratio_gradient(process, policy, episodes),
         },
         "condition_rewards": lambda episodes, clean: {
-            keys.CONDITION_REWARDS: condition_rewards(process, episodes[keys.SAMPLE][:, 0])[
-                :, None
-            ].expand(-1, process.num_steps, -1)
+            keys.CONDITION_REWARDS: repeated(
+                condition_rewards(process, episodes[keys.SAMPLE][:, 0])
+            )
         },
         "forward_process": lambda episodes, clean: {
             keys.FORWARD: noisy_copies(process, policy, episodes, clean, generator)

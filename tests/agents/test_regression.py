@@ -144,25 +144,6 @@ def test_rwr_survives_rewards_of_any_size(process):
     torch.testing.assert_close(weight.max(), torch.tensor(10.0))  # the best of ten has it all
 
 
-def test_behaviour_prior_acts_as_the_prior_and_evaluates_the_policy() -> None:
-    env = make("mixture2d", 8)
-    policy = noisy_drift(env, "mixture2d")
-    episode = rollout(env, policy, plan=RolloutPlan(gradients="score", behaviour="prior"))
-    env.generator.manual_seed(0)
-    plain = rollout(env, PriorPolicy(env.process.kernel))
-    for key in (keys.X, keys.ACTION, keys.NEXT_REWARD, keys.SAMPLE):
-        assert torch.equal(episode[key], plain[key])
-    assert torch.equal(episode[keys.BEHAVIOUR_LOC], episode[keys.PRIOR_LOC])
-    again = refresh(policy, episode)
-    for key in (keys.LOC, keys.KL, keys.LOG_RATIO, keys.ACTION_LOG_PROB):
-        torch.testing.assert_close(episode[key], again[key], rtol=1e-4, atol=1e-5)
-    (from_rollout, anew) = (
-        torch.autograd.grad(each[keys.LOG_RATIO].sum(), next(policy.parameters()))[0]
-        for each in (episode, again)
-    )
-    torch.testing.assert_close(from_rollout, anew, rtol=1e-3, atol=1e-4)
-
-
 class NftOracle:
     """Closed form of NFT for drifts on the gaussian task, one label.
 

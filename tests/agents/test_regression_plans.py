@@ -1,9 +1,11 @@
 """What RWR and NFT ask of the trainer: pieces along time, calls, settings that are refused."""
 
 import pytest
-from agent_tasks import make
+import torch
+from agent_tasks import make, noisy_drift
 from learning import learn
 
+from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.agents.nft import Nft
 from ctrl_rl.agents.rwr import RewardWeightedRegression
@@ -13,6 +15,9 @@ from ctrl_rl.composition import compose
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learner import Learner, TrainerConfig
 from ctrl_rl.plans import RolloutPlan
+from ctrl_rl.policies import PriorPolicy
+from ctrl_rl.replay import refresh
+from ctrl_rl.rollouts import rollout
 
 K = 4
 
@@ -67,3 +72,22 @@ def test_settings_out_of_range_are_refused_by_name(make_agent, name):
 def test_plans_that_contradict_themselves_are_refused(gradients, settings):
     with pytest.raises(ConfigError):
         RolloutPlan(gradients=gradients, **settings)
+
+
+def test_behaviour_prior_acts_as_the_prior_and_evaluates_the_policy() -> None:
+    env = make("mixture2d", 8)
+    policy = noisy_drift(env, "mixture2d")
+    episode = rollout(env, policy, plan=RolloutPlan(gradients="score", behaviour="prior"))
+    env.generator.manual_seed(0)
+    plain = rollout(env, PriorPolicy(env.process.kernel))
+    for key in (keys.X, keys.ACTION, keys.NEXT_REWARD, keys.SAMPLE):
+        assert torch.equal(episode[key], plain[key])
+    assert torch.equal(episode[keys.BEHAVIOUR_LOC], episode[keys.PRIOR_LOC])
+    again = refresh(policy, episode)
+    for key in (keys.LOC, keys.KL, keys.LOG_RATIO, keys.ACTION_LOG_PROB):
+        torch.testing.assert_close(episode[key], again[key], rtol=1e-4, atol=1e-5)
+    (from_rollout, anew) = (
+        torch.autograd.grad(each[keys.LOG_RATIO].sum(), next(policy.parameters()))[0]
+        for each in (episode, again)
+    )
+    torch.testing.assert_close(from_rollout, anew, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,36 @@
+"""How far trained agents end from the best soft return of a task with an exact answer."""
+
+import math
+
+from exact_tasks import gaussian_oracle, prior_means, reward_of, scales
+from learning import trained
+from oracles import fixed_scale_floor_1d
+
+from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
+
+
+def best_soft_return(task: str, process: DenoisingProcess, label: int) -> float:
+    """The best soft return of one label, nats.
+
+    The closed form on gaussian; that of the best policy of fixed scale on mixture1d; log Z on
+    mixture2d, log 1/4 by symmetry, which no policy of fixed scale reaches.
+    """
+    if task == "gaussian":
+        return gaussian_oracle(process, label).optimal_soft_return
+    if task == "mixture1d":
+        *means, read_out = prior_means(process)
+        reward = reward_of(process, "group", label)
+        return fixed_scale_floor_1d(means, scales(process), reward, read_out).start_value
+    return math.log(1 / 4)
+
+
+def shortfalls(task: str, agent: str, *words: str) -> dict[str, float]:
+    """Train with the task's settings and overrides: nats short of the best, by label."""
+    policy, process = trained(task, agent, *words)
+    plan = EvaluationPlan(prior_samples=2, policy_samples=20_000, exact_samples=0, batch_size=4096)
+    rows = evaluate(process, policy, plan).summary["per_label"].items()
+    return {
+        name: best_soft_return(task, process, label) - row["soft_return"]
+        for label, (name, row) in enumerate(rows)
+    }
