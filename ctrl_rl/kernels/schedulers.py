@@ -4,7 +4,8 @@ The scheduler object is asked for its timesteps and signal levels and then dropp
 `step` does with them is written here as weights, and the tests compare the two.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,11 @@ _DETERMINISTIC_VARIANCE = 1e-16
 
 
 def ddpm_kernel(
-    *, scheduler_config: Mapping[str, Any], num_steps: int, final_noise: bool = False
+    *,
+    scheduler_config: Mapping[str, Any],
+    num_steps: int,
+    final_noise: bool = False,
+    timesteps: Sequence[int] | None = None,
 ) -> TransitionKernel:
     """Ancestral sampling of DDPM (Ho, Jain, Abbeel 2020, eqs. 6 and 7).
 
@@ -29,9 +34,12 @@ def ddpm_kernel(
             the paper does not, so that the last step is the read-out. diffusers does unless the
             step starts at timestep 0, which matters for `fixed_large` with spacings other than
             `leading`.
+        timesteps: the scheduler's training timesteps to visit, noisiest first: K, and one more for
+            the read-out where there is one. None takes the scheduler's own spacing.
 
     Raises:
-        ConfigError: K out of range, or a variance that is learned or not known.
+        ConfigError: K out of range, timesteps that do not fit, or a variance that is learned or not
+            known.
     """
     from diffusers import DDPMScheduler
 
@@ -62,7 +70,20 @@ def ddpm_kernel(
             f"scheduler variance_type {variance_type!r} is none of the fixed variances; "
             f"{did_you_mean(variance_type, accepted)}"
         )
-    return _with_steps(DDPMScheduler, scheduler_config, num_steps, tables)
+    if timesteps is None:
+        return _with_steps(DDPMScheduler, scheduler_config, num_steps, tables)
+    scheduler = DDPMScheduler.from_config(dict(scheduler_config))
+    visited = _check_timesteps(timesteps, scheduler.config.num_train_timesteps)
+    scheduler.set_timesteps(timesteps=visited)
+    _check_first(scheduler)
+    kernel = tables(scheduler)
+    if kernel.num_steps != num_steps:
+        raise ConfigError(
+            f"kernel.timesteps has {len(visited)} entries, which make {kernel.num_steps} "
+            f"stochastic steps, but kernel.num_steps={num_steps}; change one of the two, or use "
+            "kernel.timesteps=null for the scheduler's own spacing"
+        )
+    return kernel
 
 
 def ddim_kernel(
@@ -134,11 +155,7 @@ def _with_steps(
                 f"the scheduler's steps_offset={scheduler.config.steps_offset} puts the first of "
                 f"{steps} steps beyond its {limit + 1} timesteps; use a smaller kernel.num_steps"
             )
-        if scheduler.alphas_cumprod[first] == 0 and scheduler.config.prediction_type == "epsilon":
-            raise ConfigError(
-                "the scheduler has rescale_betas_zero_snr with epsilon prediction, which divides "
-                "by zero at the first step; use v_prediction or sample prediction"
-            )
+        _check_first(scheduler)
         kernel = tables(scheduler)
         if kernel.num_steps == num_steps:
             return kernel
@@ -147,6 +164,27 @@ def _with_steps(
         f"spacing this scheduler takes {num_steps - 1} or {num_steps + 1} stochastic steps; "
         "use one of these"
     )
+
+
+def _check_first(scheduler: Any) -> None:
+    """Refuse a first step from pure noise where the network predicts just that noise."""
+    first = int(scheduler.timesteps[0])
+    if scheduler.alphas_cumprod[first] == 0 and scheduler.config.prediction_type == "epsilon":
+        raise ConfigError(
+            "the scheduler has rescale_betas_zero_snr with epsilon prediction, which divides "
+            "by zero at the first step; use v_prediction or sample prediction"
+        )
+
+
+def _check_timesteps(timesteps: Sequence[int], available: int) -> list[int]:
+    given = list(timesteps)
+    whole = all(isinstance(t, int) and 0 <= t < available for t in given)
+    if not given or not whole or any(a <= b for a, b in pairwise(given)):
+        raise ConfigError(
+            f"kernel.timesteps={given} must fall strictly from at most {available - 1} to at least "
+            "0, in whole numbers: the scheduler's training timesteps, noisiest first"
+        )
+    return given
 
 
 def _clip(config: Any) -> Clip | None:

@@ -49,9 +49,13 @@ def steps(
     tables were made in float64 too.
     """
     eta = sampler.get("eta")
-    config = config | {key: value for key, value in sampler.items() if key != "eta"}
+    timesteps = sampler.get("timesteps")
+    ours = ("eta", "timesteps")
+    config = config | {key: value for key, value in sampler.items() if key not in ours}
     if eta is None:
-        kernel = ddpm_kernel(scheduler_config=config, num_steps=num_steps, final_noise=True)
+        kernel = ddpm_kernel(
+            scheduler_config=config, num_steps=num_steps, final_noise=True, timesteps=timesteps
+        )
         scheduler = DDPMScheduler.from_config(config)
         scheduler.one = scheduler.one.double()
     else:
@@ -59,7 +63,10 @@ def steps(
         scheduler = DDIMScheduler.from_config(config)
         scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
-    scheduler.set_timesteps(len(kernel.timesteps))
+    if timesteps is None:
+        scheduler.set_timesteps(len(kernel.timesteps))
+    else:
+        scheduler.set_timesteps(timesteps=timesteps)
     assert scheduler.timesteps.tolist() == kernel.timesteps.tolist()
     assert kernel.num_steps == num_steps
 
@@ -110,6 +117,30 @@ def test_variants_of_the_ends_equal_diffusers(sampler: Config, spacing: str) -> 
         check(sampler, config | {"set_alpha_to_one": False, "steps_offset": 1})
     for prediction in ("v_prediction", "sample"):
         check(sampler, base | {"prediction_type": prediction, "rescale_betas_zero_snr": True})
+
+
+@pytest.mark.parametrize("timesteps", [[999, 700, 650, 20], [800, 300, 299, 1, 0]], ids=str)
+@pytest.mark.parametrize("sampler", DDPM, ids=lambda sampler: str(*sampler.values()))
+def test_timesteps_of_ones_own_equal_diffusers(sampler: Config, timesteps: list[int]) -> None:
+    sampler = sampler | {"timesteps": timesteps}
+    for betas, prediction in itertools.product(BETAS, PREDICTIONS):
+        # The step that starts at timestep 0 never draws noise.
+        num_steps = len(timesteps) - (timesteps[-1] == 0)
+        if sampler["variance_type"] != "fixed_large":
+            num_steps = len(timesteps) - 1
+        config = betas | {"clip_sample": False, "prediction_type": prediction}
+        for kernel, k, drawn, expected in steps(sampler, config, num_steps):
+            deviation = ((drawn - expected).abs() / expected.abs().clamp(min=1)).max().item()
+            assert deviation < 1e-6, (config, k, deviation)
+            assert (kernel.scale[k] > 0) == (k < num_steps)
+
+
+def test_the_schedulers_own_timesteps_said_aloud_change_nothing() -> None:
+    config = {"timestep_spacing": "trailing"}
+    silent = ddpm_kernel(scheduler_config=config, num_steps=9)
+    aloud = ddpm_kernel(scheduler_config=config, num_steps=9, timesteps=silent.timesteps.tolist())
+    for name, table in silent.named_buffers():
+        assert torch.equal(table, aloud.get_buffer(name)), name
 
 
 def test_offset_step_without_final_one_is_stochastic() -> None:
@@ -175,6 +206,22 @@ def test_chain_reaches_the_known_marginal_at_first_order(sampler: Config) -> Non
         (ddpm_kernel, {}, {"num_steps": 1000}, "use 1 to 999"),
         (ddpm_kernel, {"variance_type": "learned_range"}, {"num_steps": 5}, "fixed_small"),
         (ddpm_kernel, {"variance_type": "fixed_large_log"}, {"num_steps": 5}, "fixed_large"),
+        (
+            ddpm_kernel,
+            {},
+            {"num_steps": 3, "timesteps": [900, 500, 100]},
+            "make 2 stochastic steps",
+        ),
+        (ddpm_kernel, {}, {"num_steps": 2, "timesteps": [900, 100, 500]}, "fall strictly"),
+        (ddpm_kernel, {}, {"num_steps": 2, "timesteps": [1000, 500, 100]}, "at most 999"),
+        (ddpm_kernel, {}, {"num_steps": 2, "timesteps": [900, 500.5, 100]}, "whole numbers"),
+        (ddpm_kernel, {}, {"num_steps": 1, "timesteps": []}, "fall strictly"),
+        (
+            ddpm_kernel,
+            {"rescale_betas_zero_snr": True},
+            {"num_steps": 1, "timesteps": [999, 0]},
+            "use v_prediction",
+        ),
         (ddpm_kernel, {"steps_offset": 1}, {"num_steps": 999}, "smaller kernel.num_steps"),
         (
             ddpm_kernel,
