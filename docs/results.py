@@ -14,7 +14,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-_START, _END = "<!-- results -->", "<!-- /results -->"
 _COLUMNS = {
     "gap": "gap_nats",
     "95 % interval": "gap_nats_ci",
@@ -31,12 +30,15 @@ def main(arguments: list[str]) -> None:
     """Fill the file's table from the run folders."""
     document, folders = Path(arguments[0]), [Path(folder) for folder in arguments[1:]]
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
-    text = document.read_text()
-    before, rest = text.split(_START, 1)
-    after = rest.split(_END, 1)[1]
-    table = _table(folders, summaries)
-    document.write_text(f"{before}{_START}\n{table}\n{_END}{after}")
+    fill(document, "results", _table(folders, summaries))
     shutil.copyfile(folders[0] / "samples.png", Path(__file__).parent / "demo.png")
+
+
+def fill(document: Path, name: str, text: str) -> None:
+    """Replace what stands between `<!-- name -->` and `<!-- /name -->` in a file."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = document.read_text().split(start, 1)
+    document.write_text(f"{before}{start}\n{text}\n{end}{rest.split(end, 1)[1]}")
 
 
 def _table(folders: list[Path], summaries: list[dict[str, Any]]) -> str:

@@ -15,7 +15,13 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from ctrl_rl import keys
-from ctrl_rl.build import build_policy, build_process, build_trainer_config
+from ctrl_rl.build import (
+    build_agent,
+    build_evaluation_plan,
+    build_policy,
+    build_process,
+    build_trainer_config,
+)
 from ctrl_rl.composition import compose, files
 from ctrl_rl.envs.control_laws import ControlLaw
 from ctrl_rl.envs.latent import LatentEnv
@@ -72,6 +78,31 @@ def test_env(name: str) -> None:
     check_invariants(episode, plan)
     for key, value in episode.detach().items(True, True):
         assert torch.isfinite(value).all(), key
+
+
+# --- experiment and settings -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_experiment(name: str) -> None:
+    """Everything that a run is made of can be built, for the number of updates that it says."""
+    config = compose("train", [f"experiment={name}"])
+    assert config.run.name == name
+    process = build_process(config)
+    build_policy(config, process)
+    build_agent(config, process)
+    build_trainer_config(config)
+    build_evaluation_plan(config)
+
+
+@pytest.mark.parametrize("name", choices("settings"))
+def test_settings(name: str) -> None:
+    """Every agent that a benchmark's settings name takes the words that they have for it."""
+    node = OmegaConf.to_container(OmegaConf.load(files("settings")[name]))
+    assert isinstance(node, dict) and set(node) <= set(choices("agent"))
+    for agent, words in node.items():
+        config = compose("train", ["env=digits", f"agent={agent}", *words])
+        build_trainer_config(config)
 
 
 # --- prior ------------------------------------------------------------------------------------
