@@ -3,14 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo full results benchmark test lint types pytest science weights clean
+.PHONY: help setup demo full results benchmark compare test lint types pytest science weights clean
 
 help:
 	@echo "make demo     set up, steer a digits prior with CTRL, certify the result (about 4 minutes)"
-	@echo "make full     the same, closer to exact, with a long recipe (about 30 minutes)"
+	@echo "make full     the same, closer to exact, with a long recipe (about 40 minutes)"
 	@echo "make test     set up and run all checks (lint, types, layers, tests, wheel)"
 	@echo "make results  write the tables and the picture of README.md from the two runs"
 	@echo "make benchmark  every agent on the closed-form tasks with five seeds, into report/"
+	@echo "make compare    every agent on digits with three seeds, into docs/digits (about two hours)"
 	@echo "make science  every agent against exact answers, into docs/exact.md (about half an hour)"
 	@echo "make weights  make the shipped prior and classifiers again"
 
@@ -34,6 +35,13 @@ results: $(INSTALLED)
 
 benchmark: $(INSTALLED)
 	$(BIN)/ctrl-rl benchmark launcher=joblib
+
+# Every agent on digits at the demo's budget; python docs/tune.py digits chose the rates.
+compare: $(INSTALLED)
+	$(BIN)/ctrl-rl benchmark tasks=[digits] seeds=[100,101,102] denoiser_calls=266000 settings=digits \
+		"overrides=['evaluation.prior_samples=4096','evaluation.policy_samples=128','evaluation.exact_samples=128']" \
+		root=runs/compare out=docs/digits launcher=joblib
+	$(BIN)/python docs/result_rows.py docs/digits/results.csv
 
 test: lint types pytest
 

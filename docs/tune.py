@@ -3,10 +3,10 @@
     python docs/tune.py TASK [word for `ctrl-rl benchmark` ...]
 
 The trials are the task's learning rates of network and embedding times 1, 1/3 and 1/10, with seed
-0, which no report uses, and 66,500 denoiser calls each, a quarter of the demo's, evaluated with
-fewer samples than a report. The smallest gap_nats counts; nothing else is tuned. Runs lie in
-runs/tune; the same command again skips what is there. Writes configs/settings/TASK.yaml, with the
-gaps of all trials, for `ctrl-rl benchmark settings=TASK`.
+0, which no report uses, and 266,000 denoiser calls each, the demo's budget, evaluated with fewer
+samples than a report. The smallest gap_nats counts; nothing else is tuned. Runs lie in runs/tune;
+the same command again skips what is there. Writes configs/settings/TASK.yaml, with the gaps of all
+trials, for `ctrl-rl benchmark settings=TASK`.
 """
 
 import json
@@ -19,7 +19,7 @@ from ctrl_rl.composition import compose
 
 ROOT = Path(__file__).parents[1]
 FACTORS = {"1": 1.0, "1/3": 1 / 3, "1/10": 1 / 10}
-CALLS = 66_500
+CALLS = 266_000
 SEED = 0
 EVALUATION = [
     "evaluation.prior_samples=2048",
