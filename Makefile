@@ -37,7 +37,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/ctrl-rl benchmark launcher=joblib
 
 # Every agent on digits at the demo's budget, with rates that were tuned alike.
-configs/settings/digits.yaml: $(INSTALLED)
+configs/settings/digits.yaml: | $(INSTALLED)
 	$(BIN)/python docs/tune.py digits launcher=joblib
 
 compare: $(INSTALLED) configs/settings/digits.yaml
