@@ -31,8 +31,6 @@ Deviations from the authors' published code:
   minimum of clipped and free ratio is used; theirs clamps the ratio, which also stops the gradient
   of an action whose probability went the wrong way.
 
-The values start at the mean reward of the first episodes, see `ctrl_rl.critics.Lifted`.
-
 Metrics: `loss_dpok` the surrogate (its value means nothing); `loss_critic` nats squared;
 `advantage_std` standard deviation of G_k - V, nats; `explained_variance` share of the variance of
 G_k that V explains; `clip_fraction` share of steps whose gradient the clip stops; `behaviour_kl`
@@ -48,7 +46,7 @@ from torch import nn
 from ctrl_rl import keys
 from ctrl_rl.advantages import check_clip, clipped_surrogate, returns_to_go
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.critics import Lifted, state_values, value_regression
+from ctrl_rl.critics import state_values, value_regression
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 
 _ADVANTAGE, _RETURN = "advantage", "return_to_go"
@@ -92,11 +90,10 @@ class Dpok(Agent):
         )
         self.clip = check_clip(clip)
         self.num_steps = task.num_steps
-        self.critic = Lifted(critic(task))
+        self.critic = critic(task)
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         """Add returns to go, and advantages over the critic as it is before the update."""
-        self.critic.start(rollout)
         returns = returns_to_go(rollout)
         with torch.no_grad():
             advantage = returns - state_values(self.critic, rollout)
