@@ -25,8 +25,6 @@ arXiv 2402.10309.
 Deviations: flows relative to the prior's marginals; a square with a factor 1/2; no exploration
 noise.
 
-The values start at the mean reward of the first episodes, see `ctrl_rl.critics.Lifted`.
-
 Metrics: `loss_db`; `residual_rms` root of the mean square of all residuals, nats; `start_value`
 mean of v_0(x_0) over the batch, nats.
 """
@@ -38,7 +36,7 @@ from torch import nn
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.critics import Lifted, state_values
+from ctrl_rl.critics import state_values
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import path_levels
 
@@ -70,12 +68,7 @@ class DetailedBalance(Agent):
         self.plan = RolloutPlan(
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
-        self.critic = Lifted(critic(task))
-
-    def prepare(self, rollout: TensorDict) -> TensorDict:
-        """Start the values at the level of the first episodes."""
-        self.critic.start(rollout)
-        return rollout
+        self.critic = critic(task)
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Half the squared residuals, summed over steps and averaged over episodes."""

@@ -27,8 +27,6 @@ Deviations:
 - Batches are drawn evenly from the last `replay` episodes, the newest among them, instead of one
   step on new and one on old episodes chosen by their reward.
 
-The values start at the mean reward of the first episodes, see `ctrl_rl.critics.Lifted`.
-
 Metrics: `loss_pcl`; `residual_rms` root of the mean square of C, nats; `start_value` mean of
 v_0(x_0) over the batch, nats.
 """
@@ -40,7 +38,7 @@ from torch import nn
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.critics import Lifted, state_values
+from ctrl_rl.critics import state_values
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import path_levels
@@ -84,12 +82,7 @@ class PathConsistency(Agent):
         self.plan = RolloutPlan(
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
-        self.critic = Lifted(critic(task))
-
-    def prepare(self, rollout: TensorDict) -> TensorDict:
-        """Start the values at the level of the first episodes."""
-        self.critic.start(rollout)
-        return rollout
+        self.critic = critic(task)
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Half the squared inconsistencies, summed over paths and averaged over episodes."""

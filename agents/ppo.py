@@ -35,8 +35,6 @@ Deviations from DDPO-IS:
   and leave the KL as it is, which is another temperature, for every control another one. (Dividing
   advantage and KL by one number for the whole batch would be sound; Adam does so already.)
 
-The critic's values start at the mean reward of the first episodes, see `ctrl_rl.critics.Lifted`.
-
 Metrics: `loss_ppo` the surrogate (its value means nothing); `advantage_std` nats; `clip_fraction`
 share of steps whose gradient the clip stops; `behaviour_kl` KL(pi || pi_b) of a step, nats; with a
 critic `loss_critic`, nats squared, and `explained_variance` of its targets.
@@ -56,7 +54,7 @@ from ctrl_rl.advantages import (
     step_advantage,
 )
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.critics import Lifted, state_values, value_regression
+from ctrl_rl.critics import state_values, value_regression
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 
@@ -104,13 +102,12 @@ class Ppo(Agent):
         )
         self.clip, self.gae_lambda = check_clip(clip), gae_lambda
         self.num_steps = task.num_steps
-        self.critic = None if critic is None else Lifted(critic(task))
+        self.critic = None if critic is None else critic(task)
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         """Add advantages, and the critic's targets."""
         if self.critic is None:
             return rollout.copy().set(_ADVANTAGE, step_advantage(rollout))
-        self.critic.start(rollout)
         gains = (rollout[keys.NEXT_REWARD][..., 0] - rollout[keys.KL]).detach()
         with torch.no_grad():
             values = state_values(self.critic, rollout)

@@ -26,8 +26,6 @@ Deviations: relative to the prior (Venkatraman et al. 2024, arXiv 2405.20971), s
 soft values; v_0 is a function of the given start x_0 and not one number; a square with a factor
 1/2; no exploration noise.
 
-The values start at the mean reward of the first episodes, see `ctrl_rl.critics.Lifted`.
-
 Metrics: `loss_subtb`; `residual_rms` root of the weighted mean square of all residuals, nats;
 `start_value` mean of v_0(x_0) over the batch, nats.
 """
@@ -41,7 +39,7 @@ from torch import nn
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.critics import Lifted, state_values
+from ctrl_rl.critics import state_values
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import path_levels
@@ -82,12 +80,7 @@ class SubtrajectoryBalance(Agent):
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
         self.decay = decay
-        self.critic = Lifted(critic(task))
-
-    def prepare(self, rollout: TensorDict) -> TensorDict:
-        """Start the values at the level of the first episodes."""
-        self.critic.start(rollout)
-        return rollout
+        self.critic = critic(task)
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Half the weighted mean of the squared residuals of all paths."""

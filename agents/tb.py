@@ -30,8 +30,6 @@ Deviations: the square has a factor 1/2, so that the gradient is that of J. Epis
 policy's own or drawn evenly from the last ones; there is no exploration noise, no prioritised
 replay and no episode grown backwards from a sample.
 
-Every log Z starts at the mean reward of the first episodes, see `ctrl_rl.critics.Lifted`.
-
 Metrics: `loss_tb`; `log_z` mean of the learned log Z_y over the batch, nats.
 """
 
@@ -40,7 +38,7 @@ from torch import nn
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.critics import Lifted, LogPartition
+from ctrl_rl.critics import LogPartition
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
 
@@ -65,12 +63,7 @@ class TrajectoryBalance(Agent):
         self.plan = RolloutPlan(
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
-        self.log_z = Lifted(LogPartition(task))
-
-    def prepare(self, rollout: TensorDict) -> TensorDict:
-        """Start log Z at the level of the first episodes."""
-        self.log_z.start(rollout)
-        return rollout
+        self.log_z = LogPartition(task)
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Half the mean squared residual of the episodes."""

@@ -1,12 +1,10 @@
 """Networks that an agent owns: soft values of latents, their gradients, log Z of conditions.
 
-All start at zero: the value of every state under a reward that is not known yet. `Lifted` moves
-that start to the mean reward of the first episodes.
+All start at zero: the value of every state under a reward that is not known yet.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -16,7 +14,6 @@ from ctrl_rl import keys
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.nets import ConditionedPerceptron, StepwiseEncoder
 from ctrl_rl.plans import TaskSpec
-from ctrl_rl.soft_returns import episode_reward
 
 
 def _check_sizes(width: int, depth: int) -> None:
@@ -177,37 +174,6 @@ class LogPartition(nn.Module):
             index = index * size + control[name]
         log_z: Tensor = self.table(index)[..., 0]
         return log_z
-
-
-class Lifted(nn.Module):
-    """A critic plus a constant: the mean reward of the first episodes, in nats.
-
-    Rewards of -6 nats and values of 0 would tell every action of the first episodes that it was
-    bad; the policy would leave the prior for no reason until the critic has come down.
-
-    Args:
-        critic: any module; what it is called with, and gives, stays as it is.
-    """
-
-    level: Tensor
-    started: Tensor
-
-    def __init__(self, critic: nn.Module) -> None:
-        super().__init__()
-        self.critic = critic
-        self.register_buffer("level", torch.tensor(0.0))
-        self.register_buffer("started", torch.tensor(False))
-
-    def start(self, rollout: TensorDict) -> None:
-        """Take the level from a rollout [B, K], if it is the first one."""
-        if not self.started:
-            self.level.copy_(episode_reward(rollout).detach().mean())
-            self.started.fill_(True)
-
-    def forward(self, *inputs: Any) -> Tensor:
-        """Evaluate the critic and lift it."""
-        lifted: Tensor = self.critic(*inputs) + self.level
-        return lifted
 
 
 def state_values(critic: nn.Module, rollout: TensorDict) -> Tensor:

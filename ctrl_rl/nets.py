@@ -159,61 +159,6 @@ class StepwiseEncoder(nn.Module):
         return output
 
 
-class StepwiseDrift(nn.Module):
-    """A small convolutional network f(x, k, y) that starts at 0, image to image, of even sides.
-
-    Residual blocks that know step and labels work on the halved image, one more on the whole.
-
-    Args:
-        shape: [C, H, W] of x and of the result.
-        num_steps: K; every step has a learned embedding.
-        controls: number of labels of each named control.
-        channels: on the whole image, a multiple of 4; on the halved one twice as many.
-        width: of the embeddings.
-        depth: residual blocks on the halved image.
-    """
-
-    _GROUPS = 4  # of the blocks' normalisation
-
-    def __init__(
-        self,
-        *,
-        shape: tuple[int, ...],
-        num_steps: int,
-        controls: Mapping[str, int],
-        channels: int,
-        width: int,
-        depth: int,
-    ) -> None:
-        super().__init__()
-        self.step_table = nn.Embedding(num_steps + 1, width)
-        self.embedding = ControlEmbedding(controls, width)
-        self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
-        self.halving = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
-        self.blocks = nn.ModuleList(
-            _ResidualBlock(2 * channels, width, self._GROUPS) for _ in range(depth)
-        )
-        self.doubling = nn.ConvTranspose2d(2 * channels, channels, 2, stride=2)
-        self.whole = _ResidualBlock(channels, width, self._GROUPS)
-        self.last = nn.Conv2d(channels, shape[0], 3, padding=1)
-        # Labels differ from the first update on: only the last layer starts at 0.
-        for table in self.embedding.parameters():
-            nn.init.normal_(table[:-1])
-        for parameter in self.last.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """Evaluate at x [B, C, H, W], steps [B] in 0 .. K, labels [B] each: [B, C, H, W]."""
-        embedded = self.step_table(step) + self.embedding(control)
-        skip = self.first(x)
-        hidden = self.halving(skip)
-        for block in self.blocks:
-            hidden = block(hidden, embedded)
-        hidden = self.whole(skip + self.doubling(hidden), embedded)
-        output: Tensor = self.last(nn.functional.silu(hidden))
-        return output
-
-
 class _ResidualBlock(nn.Module):
     """Two normalised convolutions around a step's bias, 0 at the start."""
 

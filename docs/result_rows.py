@@ -46,9 +46,9 @@ def mean(rows: Rows, figure: str) -> float:
 
 
 def interval(rows: Rows) -> str:
-    """Bootstrap interval of the gap over seeds, as in the report."""
-    low, high = interquartile_interval([[float(row["gap_nats"]) for row in rows]])
-    return f"[{low:.2f}, {high:.2f}]"
+    """Bootstrap interval of the gap over seeds, as in the report; a dash for a single seed."""
+    found = interquartile_interval([[float(row["gap_nats"]) for row in rows]])
+    return f"[{found[0]:.2f}, {found[1]:.2f}]" if found else "–"
 
 
 def sentence(task: str, agent: str, rows: Rows, place: str, report: str) -> str:

@@ -45,6 +45,8 @@ def main(task: str, *words: str) -> None:
         for cell in sorted((folder / task).glob(f"*-s{SEED}")):
             agent = cell.name.removesuffix(f"-s{SEED}")
             gaps.setdefault(agent, {})[name] = gap_of(cell)
+    if not gaps:
+        sys.exit("no trial was made; see what ctrl-rl benchmark said above")
     write(task, trials, gaps)
 
 
@@ -55,12 +57,13 @@ def overrides(rates: dict[str, float], factor: float) -> list[str]:
 
 
 def gap_of(cell: Path) -> float:
-    """Nats, infinite where the cell has no summary or no finite gap."""
-    try:
-        gap = float(json.loads((cell / "summary.json").read_text())["gap_nats"])
-    except (OSError, ValueError, TypeError, KeyError):
+    """Nats, infinite where the trial failed or its gap is not finite."""
+    if (cell / "failure.json").is_file():
         return math.inf
-    return gap if math.isfinite(gap) else math.inf
+    if not (cell / "summary.json").is_file():
+        sys.exit(f"{cell} is not finished; the same command goes on with it")
+    gap = json.loads((cell / "summary.json").read_text())["gap_nats"]
+    return gap if gap is not None and math.isfinite(gap) else math.inf
 
 
 def write(task: str, trials: dict[str, list[str]], gaps: dict[str, dict[str, float]]) -> None:
@@ -71,10 +74,12 @@ def write(task: str, trials: dict[str, list[str]], gaps: dict[str, dict[str, flo
         f"# Behind each line: gap_nats of its trials ({', '.join(trials)}).",
     ]
     for agent, found in sorted(gaps.items()):
+        if found.keys() != trials.keys():
+            sys.exit(f"{agent} has only the trials {', '.join(found)}; the same command goes on")
         best = min(found, key=lambda name: found[name])
         if not math.isfinite(found[best]):
             sys.exit(f"no trial of {agent} has a gap; look at runs/tune/*/{task}/{agent}-s{SEED}")
-        measured = ", ".join(f"{found.get(name, math.inf):.3g}" for name in trials)
+        measured = ", ".join(f"{found[name]:.3g}" for name in trials)
         lines.append(f"{agent}: [{', '.join(trials[best])}] # {measured}")
     path = ROOT / "configs" / "settings" / f"{task}.yaml"
     path.write_text("\n".join(lines) + "\n")

@@ -30,13 +30,13 @@ GROUPS = ("agent", "control_law", "kernel", "policy", "prior", "reward")
 
 @cache
 def task_with(group: str, name: str) -> str:
-    """The first task that uses a choice; where none does, the mixture, or digits for networks."""
+    """The first task that uses a choice; the mixture where none does."""
     if group == "prior":
         return "gaussian"  # whose reward reads nothing of the prior's config
     for task in ("mixture2d", *choices("env")):
         if compose("train", [f"env={task}"]).choices[group] == name:
             return task
-    return "digits" if name.startswith("fine_tuned") else "mixture2d"
+    return "mixture2d"
 
 
 def config_of(group: str, name: str, pipeline: Path | None = None) -> DictConfig:

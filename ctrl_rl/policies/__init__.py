@@ -2,7 +2,6 @@
 
 from ctrl_rl.policies.drift import DriftPolicy as DriftPolicy
 from ctrl_rl.policies.fine_tuned import FineTunedPolicy as FineTunedPolicy
-from ctrl_rl.policies.fine_tuned_drift import FineTunedDriftPolicy as FineTunedDriftPolicy
 from ctrl_rl.policies.policy import DenoisingPolicy as DenoisingPolicy
 from ctrl_rl.policies.policy import PriorPolicy as PriorPolicy
 from ctrl_rl.policies.policy import StrengthPolicy as StrengthPolicy

@@ -17,7 +17,7 @@ from ctrl_rl.agents.subtb import SubtrajectoryBalance
 from ctrl_rl.agents.tb import TrajectoryBalance
 from ctrl_rl.agents.vargrad import VarGrad
 from ctrl_rl.composition import compose
-from ctrl_rl.critics import Lifted, LogPartition, ValueNetwork, state_values
+from ctrl_rl.critics import ValueNetwork, state_values
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learner import Learner
@@ -87,7 +87,7 @@ def tb(log_z: float | list[float]) -> TrajectoryBalance:
     """TB with given numbers log Z, by label; the null label's is 0."""
     agent = TrajectoryBalance(task=TASK)
     with torch.no_grad():
-        agent.log_z.critic.table.weight[: len(ORACLES), 0] = torch.as_tensor(log_z)
+        agent.log_z.table.weight[: len(ORACLES), 0] = torch.as_tensor(log_z)
     return agent
 
 
@@ -347,23 +347,3 @@ def test_pcl_learns_the_optimal_drift_from_episodes_of_the_prior_alone(path_leng
         learner.backward(agent.loss(refresh(policy, batch)))
         learner.step(round(update * settings.updates / 300))
     assert divergence_from_the_optimum(policy) < 0.02
-
-
-def test_values_and_log_z_start_at_the_mean_reward_of_the_first_episodes() -> None:
-    episodes = [
-        rollout(LatentEnv(PROCESS, num_envs=8, seed=i), PriorPolicy(PROCESS.kernel)) for i in (0, 1)
-    ]
-    level = episode_reward(episodes[0]).mean()
-    assert level != episode_reward(episodes[1]).mean()
-    control = dict(episodes[0][keys.CONTROL][:, 0].items())
-    log_z, values = Lifted(LogPartition(TASK)), Lifted(ValueNetwork(TASK))
-    assert (state_values(values, episodes[0]) == 0).all()
-    for episode in episodes:  # only the first one counts
-        log_z.start(episode)
-        values.start(episode)
-        assert (log_z(control) == level).all()
-        assert (state_values(values, episode) == level).all()
-    copy = Lifted(LogPartition(TASK))
-    copy.load_state_dict(log_z.state_dict())
-    copy.start(episodes[1])
-    assert (copy(control) == level).all()
