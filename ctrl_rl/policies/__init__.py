@@ -5,3 +5,4 @@ from ctrl_rl.policies.fine_tuned import FineTunedPolicy as FineTunedPolicy
 from ctrl_rl.policies.policy import DenoisingPolicy as DenoisingPolicy
 from ctrl_rl.policies.policy import PriorPolicy as PriorPolicy
 from ctrl_rl.policies.policy import StrengthPolicy as StrengthPolicy
+from ctrl_rl.policies.side_network import SideNetworkPolicy as SideNetworkPolicy

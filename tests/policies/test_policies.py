@@ -12,13 +12,14 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import ddpm_kernel
-from ctrl_rl.nets import ConditionedPerceptron, ControlEmbedding
+from ctrl_rl.nets import ConditionedPerceptron, ControlEmbedding, ModulatedPerceptron
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import (
     DenoisingPolicy,
     DriftPolicy,
     FineTunedPolicy,
     PriorPolicy,
+    SideNetworkPolicy,
     StrengthPolicy,
 )
 from ctrl_rl.priors import diffusers_unet_prior
@@ -52,6 +53,18 @@ def drift(process: DenoisingProcess, random: bool) -> DriftPolicy:
         torch.manual_seed(0)
         policy = DriftPolicy(
             prior=process.prior, kernel=process.kernel, controls=process.controls, width=16
+        )
+        if random:
+            for parameter in policy.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
+    return policy
+
+
+def side_network(process: DenoisingProcess, random: bool) -> SideNetworkPolicy:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = SideNetworkPolicy(
+            prior=process.prior, kernel=process.kernel, controls=process.controls, width=16, depth=2
         )
         if random:
             for parameter in policy.parameters():
@@ -169,6 +182,37 @@ def test_drift_is_in_standard_deviations() -> None:
     assert process.prior_calls - before == 16  # the env's; a drift policy needs none of its own
 
 
+def test_side_network_is_in_standard_deviations_and_calls_no_prior(
+    process: DenoisingProcess,
+) -> None:
+    env = LatentEnv(process, num_envs=12)
+    policy = side_network(process, random=False)
+    assert torch.equal(rollout(env, policy)[keys.KL], torch.zeros(12, 3))
+    policy = side_network(process, random=True)
+    state = rollout(env, policy)[:, 1]
+    scale = process.kernel.scale[1]
+    seen = torch.cat([state[keys.X], (state[keys.PRIOR_LOC] - state[keys.X]) / scale], 1)
+    with torch.no_grad():
+        u = policy.drift(seen.flatten(1), state[keys.STEP], dict(state[keys.CONTROL].items()))
+    torch.testing.assert_close(state[keys.KL], u.square().sum(1) / 2, rtol=1e-3, atol=1e-4)
+    assert (state[keys.KL] > 0).all()
+    before = process.prior_calls
+    policy(env.reset())
+    assert process.prior_calls - before == 12  # the env's
+
+
+def test_side_network_learns_through_the_drift_of_the_prior(process: DenoisingProcess) -> None:
+    # The chain's gradient has a part that flows through prior_loc into the network's input.
+    env = LatentEnv(process, num_envs=4)
+    policy = side_network(process, random=True)
+    state = env.reset()
+    prior_loc = state[keys.PRIOR_LOC].clone().requires_grad_()
+    control = dict(state[keys.CONTROL].items())
+    shift = policy.loc(state[keys.X], state[keys.STEP], control, prior_loc) - prior_loc
+    (gradient,) = torch.autograd.grad(shift.square().sum(), prior_loc)
+    assert (gradient != 0).any()
+
+
 def test_strength_mixes_prior_and_policy() -> None:
     process = make_process("mixture2d", ["kernel.num_steps=4"])
     policy = drift(process, random=True)
@@ -212,6 +256,31 @@ def test_embedding_is_a_sum_of_tables() -> None:
     torch.testing.assert_close(both, first[shade] + second[side])
     assert torch.equal(both[0], first[0]) and torch.equal(both[2], second[0])
     assert sum(p.shape[0] for p in embedding.parameters()) == 2 + 3 + 2  # not 2 x 3
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_modulated_perceptron_starts_at_zero_and_every_part_of_it_learns(depth: int) -> None:
+    torch.manual_seed(0)
+    network = ModulatedPerceptron(
+        inputs=3, outputs=2, num_steps=5, controls={"y": 2, "z": 3}, width=8, depth=depth
+    )
+    x, step = torch.randn(40, 3), torch.arange(40) % 5
+    control = {"y": torch.arange(40) % 2, "z": torch.arange(40) % 3}
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
+    assert torch.equal(network(x, step, control), torch.zeros(40, 2))
+    # What to give depends on x, and how on step and labels: multiplied, not added.
+    factor = (1 + step) * (1 - 2.0 * control["y"]) + control["z"]
+    target = (x[:, :2].tanh() * factor[:, None]).detach()
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = (network(x, step, control) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.02 * target.square().mean()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and (parameter.grad != 0).any(), name
+    tables = [p for name, p in network.named_parameters() if ".labels.tables." in name]
+    assert tables and all((table[-1] == 0).all() for table in tables)  # the null label's row
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
