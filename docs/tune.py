@@ -1,12 +1,13 @@
 """Gives every agent the same three trials of its learning rates on a task; the best one is kept.
 
-    python docs/tune.py TASK [word for `ctrl-rl benchmark` ...]
+    python docs/tune.py TASK [word for `ctrl-rl train` ...] [-- word for `ctrl-rl benchmark` ...]
 
 The trials are the task's learning rates of network and embedding times 1, 1/3 and 1/10, with seed
 0, which no report uses, and 266,000 denoiser calls each, the demo's budget, evaluated with fewer
-samples than a report. The smallest gap_nats counts; nothing else is tuned. Runs lie in runs/tune;
-the same command again skips what is there. Writes configs/settings/TASK.yaml, with the gaps of all
-trials, for `ctrl-rl benchmark settings=TASK`.
+samples than a report. The smallest gap_nats counts; nothing else is tuned. Words for `ctrl-rl
+train` hold for all trials. Runs lie in runs/tune; the same command again skips what is there.
+Writes configs/settings/TASK.yaml, those words and the best rates of every agent with the gaps of
+all trials behind them, for `ctrl-rl benchmark settings=TASK`.
 """
 
 import json
@@ -30,8 +31,10 @@ EVALUATION = [
 
 def main(task: str, *words: str) -> None:
     """Run the trials, pick, write."""
-    rates = compose("train", [f"env={task}"]).trainer.learning_rate
-    trials = {name: overrides(rates, factor) for name, factor in FACTORS.items()}
+    split = words.index("--") if "--" in words else len(words)
+    shared, grid_words = list(words[:split]), words[split + 1 :]
+    rates = compose("train", [f"env={task}", *shared]).trainer.learning_rate
+    trials = {name: shared + overrides(rates, factor) for name, factor in FACTORS.items()}
     gaps: dict[str, dict[str, float]] = {}
     for name, settings in trials.items():
         folder = ROOT / "runs" / "tune" / name.replace("/", "_")
@@ -39,7 +42,7 @@ def main(task: str, *words: str) -> None:
         quoted = ",".join(f"'{setting}'" for setting in [*settings, *EVALUATION])
         subprocess.run(
             [*(sys.executable, "-m", "ctrl_rl.cli", "benchmark", *grid, f"overrides=[{quoted}]")]
-            + [f"root={folder}", f"out={folder}/report", *words],
+            + [f"root={folder}", f"out={folder}/report", *grid_words],
             check=False,  # a cell that failed is a trial that lost
         )
         for cell in sorted((folder / task).glob(f"*-s{SEED}")):

@@ -44,7 +44,7 @@ class DriftPolicy(DenoisingPolicy):
         if len(prior.shape) != 1:
             raise ConfigError(
                 f"policy=drift needs vector latents, this prior has shape {prior.shape}; "
-                "use policy=fine_tuned"
+                "use policy=side_network or fine_tuned"
             )
         self.drift = ConditionedPerceptron(
             inputs=prior.shape[0],

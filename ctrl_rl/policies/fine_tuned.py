@@ -35,7 +35,7 @@ class FineTunedPolicy(DenoisingPolicy):
         if features == 0:
             raise ConfigError(
                 f"policy=fine_tuned needs a prior that takes a control embedding, "
-                f"{type(prior.denoiser).__name__} takes none; use policy=drift"
+                f"{type(prior.denoiser).__name__} takes none; use policy=side_network or drift"
             )
         # The frozen prior stays in evaluation mode and so does its copy, or dropout would make
         # the two differ at initialisation.

@@ -157,10 +157,10 @@ def test_fine_tuned_policy_leaves_the_prior_alone(
 
 
 def test_policies_refuse_priors_that_do_not_fit(process: DenoisingProcess) -> None:
-    with pytest.raises(ConfigError, match="use policy=fine_tuned"):
+    with pytest.raises(ConfigError, match="use policy=side_network"):
         drift(process, random=False)
     gaussian = make_process("gaussian")
-    with pytest.raises(ConfigError, match="use policy=drift"):
+    with pytest.raises(ConfigError, match="use policy=side_network"):
         FineTunedPolicy(prior=gaussian.prior, kernel=gaussian.kernel, controls=gaussian.controls)
 
 
