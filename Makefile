@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 .PHONY: help setup demo full results benchmark compare test lint types pytest science weights clean
 
 help:
-	@echo "make demo     set up, steer a digits prior with CTRL, certify the result (about 4 minutes)"
+	@echo "make demo     set up, steer a digits prior with CTRL, certify the result (about 3 minutes)"
 	@echo "make full     the same, closer to exact, with a long recipe (about 40 minutes)"
 	@echo "make test     set up and run all checks (lint, types, layers, tests, wheel)"
 	@echo "make results  write the tables and the picture of README.md from the two runs"
