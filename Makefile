@@ -36,12 +36,13 @@ results: $(INSTALLED)
 benchmark: $(INSTALLED)
 	$(BIN)/ctrl-rl benchmark launcher=joblib
 
-# Every agent on digits at the demo's budget, with rates that were tuned alike.
+# Every agent on digits with the demo's policy, steps and budget, and rates that were tuned alike.
+DIGITS := policy=side_network trainer.learning_rate.network=1e-2
 configs/settings/digits.yaml: | $(INSTALLED)
-	$(BIN)/python docs/tune.py digits launcher=joblib
+	$(BIN)/python docs/tune.py digits $(DIGITS) -- launcher=joblib
 
 compare: $(INSTALLED) configs/settings/digits.yaml
-	$(BIN)/ctrl-rl benchmark tasks=[digits] seeds=[100,101,102] denoiser_calls=266000 settings=digits \
+	$(BIN)/ctrl-rl benchmark tasks=[digits] seeds=[100,101,102] denoiser_calls=380000 settings=digits \
 		"overrides=['evaluation.prior_samples=4096','evaluation.policy_samples=128','evaluation.exact_samples=128']" \
 		root=runs/compare out=docs/digits launcher=joblib
 	$(BIN)/python docs/result_rows.py docs/digits/results.csv
@@ -56,7 +57,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 pytest: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not science" -n auto --durations=10
+	$(BIN)/python -m pytest -q -m "not science" -n auto --dist worksteal --durations=10
 
 weights: $(INSTALLED)
 	$(BIN)/ctrl-rl pretrain prior=digits out=ctrl_rl/assets/digits/prior

@@ -66,7 +66,7 @@ REFUSED = {
     "prior=diffusers": "add prior.path=",
     "prior=diffusers prior.path=/nowhere": "/nowhere",
     "policy.width=abc": "must be a whole number",
-    "policy=fine_tuned": "policy=drift",
+    "policy=fine_tuned": "use policy=side_network",
     "device=cdua": "try device=cpu",
     "run=foo": "set run.KEY=",
     "run.name=../x": "run.root",
