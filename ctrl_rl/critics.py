@@ -11,22 +11,16 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from ctrl_rl import keys
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import ConfigError, check_sizes
 from ctrl_rl.nets import ConditionedPerceptron, StepwiseEncoder
 from ctrl_rl.plans import TaskSpec
-
-
-def _check_sizes(width: int, depth: int) -> None:
-    for name, size in {"width": width, "depth": depth}.items():
-        if size < 1:
-            raise ConfigError(f"agent.critic.{name}={size} must be 1 or more")
 
 
 def _perceptron(
     task: TaskSpec, outputs: int, width: int, depth: int, controls: Mapping[str, int] | None = None
 ) -> ConditionedPerceptron:
     """A perceptron on the task's flattened latents; it reads all controls unless told which."""
-    _check_sizes(width, depth)
+    check_sizes("agent.critic", width=width, depth=depth)
     return ConditionedPerceptron(
         inputs=math.prod(task.shape),
         outputs=outputs,
@@ -115,7 +109,7 @@ class ConditionValues(nn.Module):
         outputs = 1 + math.prod(task.controls.values())
         self.image = len(task.shape) == 3
         if self.image:
-            _check_sizes(width, depth)
+            check_sizes("agent.critic", width=width, depth=depth)
             if channels < 4 or channels % 4:
                 raise ConfigError(f"agent.critic.channels={channels} must be a multiple of 4")
             self.network: nn.Module = StepwiseEncoder(

@@ -59,3 +59,10 @@ def check_choice(where: str, given: object, accepted: Iterable[str]) -> None:
     names = list(accepted)
     if given not in names:
         raise ConfigError(f"unknown {where} '{given}'; {did_you_mean(str(given), names)}")
+
+
+def check_sizes(where: str, **sizes: int) -> None:
+    """Raise `ConfigError` for a size below 1; `where` is the config's path to them."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"{where}.{name}={size} must be 1 or more")

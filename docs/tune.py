@@ -42,7 +42,8 @@ def main(task: str, *words: str) -> None:
     split = words.index("--") if "--" in words else len(words)
     shared, grid_words = list(words[:split]), words[split + 1 :]
     rates = compose("train", [f"env={task}", *shared]).trainer.learning_rate
-    trials = {name: shared + overrides(rates, factor) for name, factor in FACTORS.items()}
+    kept = [word for word in shared if not word.startswith("trainer.learning_rate.")]
+    trials = {name: kept + overrides(rates, factor) for name, factor in FACTORS.items()}
     agents = list(files("agent"))
     record = Path(__file__).parent / task / "trials.csv"
     for name, settings in trials.items():

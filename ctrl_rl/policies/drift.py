@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import ConfigError, check_sizes
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.nets import ConditionedPerceptron
@@ -38,9 +38,7 @@ class DriftPolicy(DenoisingPolicy):
         depth: int = 2,
     ) -> None:
         super().__init__(kernel)
-        for name, size in {"width": width, "depth": depth}.items():
-            if size < 1:
-                raise ConfigError(f"policy.{name}={size} must be 1 or more")
+        check_sizes("policy", width=width, depth=depth)
         if len(prior.shape) != 1:
             raise ConfigError(
                 f"policy=drift needs vector latents, this prior has shape {prior.shape}; "

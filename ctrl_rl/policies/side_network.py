@@ -6,7 +6,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import check_sizes
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.nets import ModulatedPerceptron
@@ -46,9 +46,7 @@ class SideNetworkPolicy(DenoisingPolicy):
         depth: int = 3,
     ) -> None:
         super().__init__(kernel)
-        for name, size in {"width": width, "depth": depth}.items():
-            if size < 1:
-                raise ConfigError(f"policy.{name}={size} must be 1 or more")
+        check_sizes("policy", width=width, depth=depth)
         size = prod(prior.shape)
         self.drift = ModulatedPerceptron(
             inputs=2 * size,

@@ -1,6 +1,7 @@
 """Policies: the prior at the start, gradients, noise of the right width."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -48,23 +49,18 @@ def fine_tuned(process: DenoisingProcess) -> FineTunedPolicy:
     return FineTunedPolicy(prior=process.prior, kernel=process.kernel, controls=process.controls)
 
 
+Beside = TypeVar("Beside", DriftPolicy, SideNetworkPolicy)
+
+
 def drift(process: DenoisingProcess, random: bool) -> DriftPolicy:
+    return beside(DriftPolicy, process, random)
+
+
+def beside(kind: type[Beside], process: DenoisingProcess, random: bool) -> Beside:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        policy = DriftPolicy(
+        policy = kind(
             prior=process.prior, kernel=process.kernel, controls=process.controls, width=16
-        )
-        if random:
-            for parameter in policy.parameters():
-                torch.nn.init.normal_(parameter, std=0.3)
-    return policy
-
-
-def side_network(process: DenoisingProcess, random: bool) -> SideNetworkPolicy:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        policy = SideNetworkPolicy(
-            prior=process.prior, kernel=process.kernel, controls=process.controls, width=16, depth=2
         )
         if random:
             for parameter in policy.parameters():
@@ -186,9 +182,9 @@ def test_side_network_is_in_standard_deviations_and_calls_no_prior(
     process: DenoisingProcess,
 ) -> None:
     env = LatentEnv(process, num_envs=12)
-    policy = side_network(process, random=False)
+    policy = beside(SideNetworkPolicy, process, random=False)
     assert torch.equal(rollout(env, policy)[keys.KL], torch.zeros(12, 3))
-    policy = side_network(process, random=True)
+    policy = beside(SideNetworkPolicy, process, random=True)
     state = rollout(env, policy)[:, 1]
     scale = process.kernel.scale[1]
     seen = torch.cat([state[keys.X], (state[keys.PRIOR_LOC] - state[keys.X]) / scale], 1)
@@ -204,7 +200,7 @@ def test_side_network_is_in_standard_deviations_and_calls_no_prior(
 def test_side_network_learns_through_the_drift_of_the_prior(process: DenoisingProcess) -> None:
     # The chain's gradient has a part that flows through prior_loc into the network's input.
     env = LatentEnv(process, num_envs=4)
-    policy = side_network(process, random=True)
+    policy = beside(SideNetworkPolicy, process, random=True)
     state = env.reset()
     prior_loc = state[keys.PRIOR_LOC].clone().requires_grad_()
     control = dict(state[keys.CONTROL].items())
