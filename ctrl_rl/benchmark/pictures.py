@@ -29,7 +29,7 @@ def draw_curves(path: Path, task: str, agents: Agents) -> None:
     """
     from matplotlib.ticker import EngFormatter
 
-    figure = _figure(11.5, 4.2)
+    figure = _figure(11.5, 4.2, len(agents))
     axes = figure.subplots(1, 2, sharey=True)
     lowest, starts = 0.0, []
     for agent, results in agents.items():
@@ -64,23 +64,28 @@ def draw_curves(path: Path, task: str, agents: Agents) -> None:
 def draw_pareto(path: Path, task: str, agents: Agents) -> None:
     """Draw reward against KL, one point per cell, and the front that no other cell beats in both.
 
-    No policy lies above the line reward = KL + log Z, and the exact conditional lies on it.
+    No policy lies above the line reward = KL + log Z, and the exact conditional lies on it. Cells
+    that ended with twice the prior's gap or more are left out, and counted in the legend.
 
     Args:
         path: PNG to write.
         task: name of the task.
         agents: results by agent, in the order of the legend.
     """
-    figure = _figure(7.5, 4.5)
+    figure = _figure(7.5, 4.5, len(agents))
     axis = figure.subplots()
     summary = _first(agents)
     points = [(0.0, summary["prior"]["reward"])]
+    diverged = 2 * summary["prior"]["gap_nats"]
     for agent, results in agents.items():
-        found = [(r.summary["kl_nats"], r.summary["reward"]) for r in results if r.summary]
-        if found:
+        done = [r.summary for r in results if r.summary]
+        found = [(s["kl_nats"], s["reward"]) for s in done if s["gap_nats"] < diverged]
+        if done:
             color, marker = _style(agent, agents)["color"], "ovD^"[_place(agent, agents) // 10 % 4]
             look = {"color": color, "marker": marker, "s": 28, "alpha": 0.8}
-            axis.scatter(*zip(*found, strict=True), label=agent, **look)
+            outside = len(done) - len(found)
+            label = f"{agent} ({outside} outside)" if outside else agent
+            axis.scatter([kl for kl, _ in found], [r for _, r in found], label=label, **look)
             points += found
     front = pareto_front(points)
     axis.step(*zip(*front, strict=True), where="post", color="gray", linewidth=1, label="front")
@@ -148,10 +153,12 @@ def _place(agent: str, agents: Agents) -> int:
     return sorted(agents).index(agent)
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float, agents: int) -> Any:
+    """An empty figure of so many inches, or as high as a legend of all agents is."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    legend = 0.2 * (agents + 5)  # lines of 9 points, and what is no agent
+    figure = Figure(figsize=(width, max(height, legend)), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -1,10 +1,10 @@
 """The report folder: report.md, results.csv, pictures."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctrl_rl.benchmark.gallery import draw_gallery
 from ctrl_rl.benchmark.grid import Grid
 from ctrl_rl.benchmark.pictures import draw_curves, draw_pareto
 from ctrl_rl.benchmark.results import Result, figures_of, read_results, write_csv
@@ -98,22 +98,14 @@ def _section(out: Path, task: str, agents: Agents) -> list[str]:
         return [*lines, ""]
     draw_curves(out / f"gap-{task}.png", task, agents)
     draw_pareto(out / f"pareto-{task}.png", task, agents)
-    lines += [
-        "",
-        f"![Gap against denoiser calls and against seconds](gap-{task}.png)",
-        "",
-        f"![Reward against KL](pareto-{task}.png)",
-        "",
-        "Best seed of each agent, beside the prior and the exact conditional:",
-        "",
-    ]
-    for agent, results in agents.items():
-        done = [result for result in results if result.summary]
-        if done:
-            best = min(done, key=lambda result: result.summary["gap_nats"])
-            picture = f"samples-{task}-{agent}.png"
-            shutil.copyfile(best.cell.folder / "samples.png", out / picture)
-            lines += [f"- `{agent}`, seed {best.cell.seed}: [{picture}]({picture})"]
+    draw_gallery(out / f"samples-{task}.png", task, agents)
+    pictures = {
+        "gap": "Gap against denoiser calls and against seconds",
+        "pareto": "Reward against KL",
+        "samples": "Samples of every agent, of the exact conditional and of the prior",
+    }
+    for name, title in pictures.items():
+        lines += ["", f"![{title}]({name}-{task}.png)"]
     return [*lines, ""]
 
 

@@ -23,34 +23,61 @@ def draw_samples(
 
     Args:
         path: PNG to write.
-        samples: by source, one tensor [N, *D] per condition: images [C, H, W] in [-1, 1] are drawn
-            as pictures, vectors as histograms (one dimension) or scatter plots (first two).
+        samples: by source, one tensor [N, *D] per condition.
         conditions: names of the rows.
         title: of the whole picture.
         figures: a line under a source's title, such as its accuracy.
     """
+    headings = []
+    for source in samples:
+        heading, line = _TITLES.get(source, source), (figures or {}).get(source)
+        headings.append(f"{heading}\n{line}" if line else heading)
+    rows = {
+        name: [_from_row(parts[row], row) for parts in samples.values()]
+        for row, name in enumerate(conditions)
+    }
+    draw_table(path, rows=rows, headings=headings, title=title, count=_COLUMNS)
+
+
+def draw_table(
+    path: Path,
+    *,
+    rows: Mapping[str, Sequence[Tensor]],
+    headings: Sequence[str],
+    title: str,
+    count: int,
+) -> None:
+    """Draw a table of sets of samples.
+
+    Args:
+        path: PNG to write.
+        rows: by name of the row, one tensor [N, *D] per column: images [C, H, W] in [-1, 1] are
+            drawn as pictures, vectors as histograms (one dimension) or scatter plots (first two).
+        headings: of the columns.
+        title: of the whole picture.
+        count: images per set; of vectors, all are drawn.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    sources = list(samples)
-    is_image = samples[sources[0]][0].ndim == 4
-    width, height = (3.6, 0.55) if is_image else (3.0, 2.2)
+    sets = [sample for row in rows.values() for sample in row]
+    is_image = sets[0].ndim == 4
+    width, height = (0.45 * count, 0.55) if is_image else (3.0, 2.2)
     figure = Figure(
-        figsize=(0.9 + width * len(sources), 1.2 + height * len(conditions)), layout="constrained"
+        figsize=(0.9 + width * len(headings), 1.2 + height * len(rows)), layout="constrained"
     )
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(conditions), len(sources), squeeze=False)
-    draw = _draw_images if is_image else _draw_points
-    limits = None if is_image else _limits(samples)
-    for column, source in enumerate(sources):
-        for row, name in enumerate(conditions):
-            axis = axes[row][column]
-            draw(axis, _from_row(samples[source][row], row), limits)
-            if column == 0:
-                axis.set_ylabel(name, rotation=0, ha="right", va="center")
-        heading = _TITLES.get(source, source)
-        line = (figures or {}).get(source)
-        axes[0][column].set_title(f"{heading}\n{line}" if line else heading, fontsize=10)
+    axes = figure.subplots(len(rows), len(headings), squeeze=False)
+    limits = None if is_image else _limits(sets)
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
+        for axis, sample in zip(line, row, strict=True):
+            if is_image:
+                _show(axis, _tile(sample[:count], count))
+            else:
+                _draw_points(axis, sample, limits)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for axis, heading in zip(axes[0], headings, strict=True):
+        axis.set_title(heading, fontsize=10)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)
 
@@ -69,7 +96,7 @@ def draw_grid(path: Path, sample: Tensor, *, title: str, columns: int = 8) -> No
     if is_image:
         _show(axis, _tile(sample, columns))
     else:
-        _draw_points(axis, sample, _limits({"samples": [sample]}))
+        _draw_points(axis, sample, _limits([sample]))
     axis.set_title(title, fontsize=10)
     figure.savefig(path, dpi=110)
 
@@ -77,11 +104,6 @@ def draw_grid(path: Path, sample: Tensor, *, title: str, columns: int = 8) -> No
 def _from_row(sample: Tensor, row: int) -> Tensor:
     """Start every row at other samples where there are enough: the rows of a prior share theirs."""
     return sample[row * _COLUMNS :] if len(sample) >= (row + 1) * _COLUMNS else sample
-
-
-def _draw_images(axis: Any, sample: Tensor, limits: Any) -> None:
-    del limits
-    _show(axis, _tile(sample[:_COLUMNS], _COLUMNS))
 
 
 def _show(axis: Any, picture: np.ndarray) -> None:
@@ -106,15 +128,16 @@ def _tile(sample: Tensor, columns: int) -> np.ndarray:
     return picture[..., 0] if channels == 1 else picture[..., :3]
 
 
-def _limits(samples: Mapping[str, Sequence[Tensor]]) -> tuple[float, float]:
-    values = [part.flatten() for parts in samples.values() for part in parts if len(part)]
+def _limits(sets: Sequence[Tensor]) -> tuple[float, float]:
+    """Of the axes of vectors: the reach of the widest set but for outliers."""
+    values = [sample.flatten() for sample in sets if len(sample)]
     reach = max(float(part.abs().quantile(0.999)) for part in values) if values else 1.0
     return -1.1 * reach, 1.1 * reach
 
 
 def _draw_points(axis: Any, sample: Tensor, limits: tuple[float, float] | None) -> None:
+    assert limits is not None, "vectors have limits, images have none"
     points = sample.float().cpu().numpy()
-    assert limits is not None, "points have limits, images have none"
     axis.set_xlim(*limits)
     if points.shape[1] == 1:
         axis.hist(points[:, 0], bins=60, range=limits, density=True, color="tab:blue")

@@ -9,10 +9,12 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import choices
 from running import SMALL, contents, summary, train
 
 from ctrl_rl import load_run
+from ctrl_rl.benchmark import gallery
 from ctrl_rl.benchmark.grid import build_grid
 from ctrl_rl.benchmark.statistics import interquartile_mean
 from ctrl_rl.cli import main
@@ -79,9 +81,29 @@ def test_report_holds_the_numbers_of_the_cells(whole):
     prior = summary(cell(whole, CELLS[0]))["prior"]["gap_nats"]
     assert f"|  | prior | {prior:.3f} |" in report
     pictures = {file.name for file in (whole / "report").glob("*.png")}
-    samples = {f"samples-gaussian-{agent}.png" for agent in gaps}
-    assert pictures == {"gap-gaussian.png", "pareto-gaussian.png", *samples}
-    assert all(picture in report for picture in pictures)
+    assert pictures == {f"{name}-gaussian.png" for name in ("gap", "pareto", "samples")}
+    assert all(f"]({picture})" in report for picture in pictures)
+
+
+def test_gallery_shows_the_best_seed_of_every_agent(whole, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(gallery, "draw_table", lambda path, **given: drawn.update(given))
+    assert main(words(whole, f"out={tmp_path}")) == 0
+    gaps = {name: summary(cell(whole, name))["gap_nats"] for name in CELLS}
+    best = {
+        agent: min(f"{agent}-s1", f"{agent}-s2", key=gaps.get) for agent in ("ctrl", "reinforce")
+    }
+    ranked = [
+        line.split("`")[1]
+        for line in (tmp_path / "report.md").read_text().splitlines()
+        if line.startswith("| 1 |") or line.startswith("| 2 |")
+    ]
+    assert list(drawn["rows"]) == [f"{a}, {gaps[best[a]]:.3g}" for a in ranked] + ["prior"]
+    for agent, row in zip(ranked, drawn["rows"].values(), strict=False):
+        run = load_run(cell(whole, best[agent]))
+        for label, sample in enumerate(row):
+            assert torch.equal(sample, run.sample(label, n=drawn["count"], seed=label))
+    assert [len(row) for row in drawn["rows"].values()] == [len(drawn["headings"])] * 3
 
 
 def test_finished_cells_are_skipped(whole, capsys):

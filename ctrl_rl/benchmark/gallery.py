@@ -1,0 +1,67 @@
+"""The picture of a benchmark that people look at first: samples of every agent, one row each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ctrl_rl.api import LoadedRun, load_run
+from ctrl_rl.benchmark.results import Result
+from ctrl_rl.build import build_evaluation_plan, set_threads
+from ctrl_rl.evaluation.pictures import draw_table
+from ctrl_rl.progress import bar
+
+_IMAGES, _POINTS = 3, 500  # samples per set
+_MOST = 12  # conditions with a column
+
+Agents = Mapping[str, Sequence[Result]]
+
+
+def draw_gallery(path: Path, task: str, agents: Agents) -> None:
+    """Draw samples of every agent's best seed, between the exact conditional and the prior.
+
+    Columns are conditions, the first twelve of them. The samples are drawn anew from the runs'
+    weights, with the same noise for all agents.
+
+    Args:
+        path: PNG to write.
+        task: name of the task.
+        agents: results by agent, in the order of the rows; at least one is finished.
+    """
+    best = {
+        agent: min(finished, key=lambda result: result.summary["gap_nats"])
+        for agent, results in agents.items()
+        if (finished := [result for result in results if result.summary])
+    }
+    with bar("samples", len(best)) as report:
+        run = load_run(next(iter(best.values())).cell.folder)
+        set_threads(run.config)  # as the cells: more threads than cores to spare wait on each other
+        process = run.env.process
+        count = _IMAGES if len(process.sample_shape) == 3 else _POINTS
+        headings, exact, prior = _references(run, count)
+        rows: dict[str, list[Tensor]] = {"exact, 0": exact} if exact else {}
+        for done, (agent, result) in enumerate(best.items(), start=1):
+            run = load_run(result.cell.folder)
+            rows[f"{agent}, {result.summary['gap_nats']:.3g}"] = [
+                run.sample({**condition}, n=count, seed=seed)
+                for seed, condition in enumerate(process.conditions[:_MOST])
+            ]
+            report(done, {})
+    draw_table(
+        path,
+        rows={**rows, "prior": prior},
+        headings=headings,
+        title=f"{task}: best seed of each agent, with its gap in nats",
+        count=count,
+    )
+
+
+def _references(run: LoadedRun, count: int) -> tuple[list[str], list[Tensor], list[Tensor]]:
+    """Names of the conditions; samples of the exact conditional, none if unknown; of the prior."""
+    plan = build_evaluation_plan(run.config)
+    plan = replace(plan, policy_samples=3, exact_samples=min(count, plan.exact_samples))
+    drawn = run.evaluate(plan)
+    # A prior that does not see the control has one set of samples; every column shows others.
+    prior = [sample.roll(-count * i, 0)[:count] for i, sample in enumerate(drawn.samples["prior"])]
+    return drawn.conditions[:_MOST], drawn.samples.get("exact", [])[:_MOST], prior[:_MOST]
