@@ -44,9 +44,9 @@ from tensordict import TensorDict
 from torch import nn
 
 from ctrl_rl import keys
-from ctrl_rl.advantages import check_clip, clipped_surrogate, returns_to_go
+from ctrl_rl.advantages import centred, check_clip, clipped_surrogate, returns_to_go
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.critics import state_values, value_regression
+from ctrl_rl.critics import FromFirstReturn, state_values, value_regression
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 
 _ADVANTAGE, _RETURN = "advantage", "return_to_go"
@@ -90,13 +90,14 @@ class Dpok(Agent):
         )
         self.clip = check_clip(clip)
         self.num_steps = task.num_steps
-        self.critic = critic(task)
+        self.critic = FromFirstReturn(critic(task))
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         """Add returns to go, and advantages over the critic as it is before the update."""
+        self.critic.see(rollout)
         returns = returns_to_go(rollout)
         with torch.no_grad():
-            advantage = returns - state_values(self.critic, rollout)
+            advantage = centred(returns - state_values(self.critic, rollout), rollout)
         return rollout.copy().set(_RETURN, returns).set(_ADVANTAGE, advantage)
 
     def loss(self, rollout: TensorDict) -> TensorDict:

@@ -179,6 +179,10 @@ class HTransform(Agent):
         result = {"loss_h_transform": loss, "soft_value": values.detach().mean()}
         return TensorDict(result, batch_size=[])
 
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The network of soft values, which rests once it has learned the prior's."""
+        return {"values": list(self.critic.parameters())}
+
     def _value_loss(self, rollout: TensorDict) -> TensorDict:
         total, log_share = _parts(self.critic(rollout[keys.ACTION], rollout[keys.STEP] + 1))
         weights = (rollout[keys.CONDITION_REWARDS] - self.log_scale).exp()

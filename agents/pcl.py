@@ -38,7 +38,7 @@ from torch import nn
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.critics import state_values
+from ctrl_rl.critics import FromFirstReturn, state_values
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import path_levels
@@ -59,7 +59,7 @@ class PathConsistency(Agent):
         ConfigError: path_length is not within an episode.
     """
 
-    in_keys = (keys.X, keys.STEP, keys.CONTROL, keys.NEXT_REWARD, keys.LOG_RATIO)
+    in_keys = (keys.X, keys.STEP, keys.CONTROL, keys.NEXT_REWARD, keys.KL, keys.LOG_RATIO)
     needs_reward_gradient = False
 
     def __init__(
@@ -82,7 +82,12 @@ class PathConsistency(Agent):
         self.plan = RolloutPlan(
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
-        self.critic = critic(task)
+        self.critic = FromFirstReturn(critic(task))
+
+    def prepare(self, rollout: TensorDict) -> TensorDict:
+        """Let the values start at the first return."""
+        self.critic.see(rollout)
+        return rollout
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Half the squared inconsistencies, summed over paths and averaged over episodes."""

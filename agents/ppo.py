@@ -48,13 +48,14 @@ from torch import nn
 
 from ctrl_rl import keys
 from ctrl_rl.advantages import (
+    centred,
     check_clip,
     clipped_surrogate,
     generalized_advantage,
     step_advantage,
 )
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.critics import state_values, value_regression
+from ctrl_rl.critics import FromFirstReturn, state_values, value_regression
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 
@@ -102,17 +103,19 @@ class Ppo(Agent):
         )
         self.clip, self.gae_lambda = check_clip(clip), gae_lambda
         self.num_steps = task.num_steps
-        self.critic = None if critic is None else critic(task)
+        self.critic = None if critic is None else FromFirstReturn(critic(task))
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
         """Add advantages, and the critic's targets."""
         if self.critic is None:
             return rollout.copy().set(_ADVANTAGE, step_advantage(rollout))
+        self.critic.see(rollout)
         gains = (rollout[keys.NEXT_REWARD][..., 0] - rollout[keys.KL]).detach()
         with torch.no_grad():
             values = state_values(self.critic, rollout)
         advantage = generalized_advantage(gains, values, self.gae_lambda)
-        return rollout.copy().set(_ADVANTAGE, advantage).set(_TARGET, advantage + values)
+        prepared = rollout.copy().set(_TARGET, advantage + values)
+        return prepared.set(_ADVANTAGE, centred(advantage, rollout))
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Negative surrogate, and the critic's error."""

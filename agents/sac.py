@@ -47,6 +47,7 @@ from torch.distributions.constraints import Constraint
 
 from ctrl_rl import gaussian, keys
 from ctrl_rl.agents.agent import Agent
+from ctrl_rl.critics import FirstReturn
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 
@@ -113,7 +114,7 @@ class Sac(Agent):
 
     in_keys = (
         *(keys.STEP, keys.CONTROL, keys.ACTION, keys.LOC, keys.SCALE, keys.PRIOR_LOC),
-        *(keys.BEHAVIOUR_LOC, keys.NEXT_REWARD, keys.NEXT_DONE),
+        *(keys.BEHAVIOUR_LOC, keys.KL, keys.NEXT_REWARD, keys.NEXT_DONE),
     )
     needs_reward_gradient = False
 
@@ -137,6 +138,7 @@ class Sac(Agent):
             )
         if not 0 < target_rate <= 1:
             raise ConfigError(f"agent.target_rate={target_rate} must be > 0 and at most 1")
+        self.first_return = FirstReturn()
         self.plan = RolloutPlan(
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
@@ -168,26 +170,29 @@ class Sac(Agent):
         self.target_update = target_update(self.objective, tau=target_rate)
 
     def prepare(self, rollout: TensorDict) -> TensorDict:
-        """Let the target networks follow the critics by one step."""
+        """Let Q start at the first return, and the target networks follow the critics."""
+        self.first_return.see(rollout)
         self.target_update.step()
         return rollout
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """The loss module's losses on the transitions of the episodes."""
-        found = self.objective(_transitions(rollout))
+        found = self.objective(_transitions(rollout, self.first_return.value))
         return found.select("loss_actor", "loss_qvalue", "entropy")
 
 
-def _transitions(rollout: TensorDict) -> TensorDict:
+def _transitions(rollout: TensorDict, offset: Tensor) -> TensorDict:
     """States, actions and, under "next", the states after them: [B, K].
 
-    What stands after the last step is no state and is masked by `done`.
+    What stands after the last step is no state and is masked by `done`. The reward is the one less
+    the offset, of which there is one per episode, so that Q is too.
     """
     kept = (keys.LOC, keys.SCALE, keys.PRIOR_LOC, keys.ACTION, keys.STEP, keys.CONTROL)
     now = rollout.select(*kept)
     now.set(_NOISE, rollout[keys.ACTION] - rollout[keys.BEHAVIOUR_LOC])
     following = cat([now[:, 1:], now[:, -1:]], dim=1)
-    following.set(keys.REWARD, rollout[keys.NEXT_REWARD])
-    following.set("done", rollout[keys.NEXT_DONE])
-    following.set("terminated", rollout[keys.NEXT_DONE])
+    done = rollout[keys.NEXT_DONE]
+    following.set(keys.REWARD, rollout[keys.NEXT_REWARD] - offset * done)
+    following.set("done", done)
+    following.set("terminated", done)
     return now.set("next", following)

@@ -39,7 +39,7 @@ from torch import nn
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.critics import state_values
+from ctrl_rl.critics import FromFirstReturn, state_values
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import path_levels
@@ -60,7 +60,7 @@ class SubtrajectoryBalance(Agent):
         ConfigError: decay is not a finite number above 0.
     """
 
-    in_keys = (keys.X, keys.STEP, keys.CONTROL, keys.NEXT_REWARD, keys.LOG_RATIO)
+    in_keys = (keys.X, keys.STEP, keys.CONTROL, keys.NEXT_REWARD, keys.KL, keys.LOG_RATIO)
     needs_reward_gradient = False
 
     def __init__(
@@ -80,7 +80,12 @@ class SubtrajectoryBalance(Agent):
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
         self.decay = decay
-        self.critic = critic(task)
+        self.critic = FromFirstReturn(critic(task))
+
+    def prepare(self, rollout: TensorDict) -> TensorDict:
+        """Let the values start at the first return."""
+        self.critic.see(rollout)
+        return rollout
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Half the weighted mean of the squared residuals of all paths."""

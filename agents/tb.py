@@ -38,7 +38,7 @@ from torch import nn
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.critics import LogPartition
+from ctrl_rl.critics import FromFirstReturn, LogPartition
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
 
@@ -53,7 +53,7 @@ class TrajectoryBalance(Agent):
         minibatches: optimizer steps per pass.
     """
 
-    in_keys = (keys.NEXT_REWARD, keys.LOG_RATIO, keys.CONTROL)
+    in_keys = (keys.NEXT_REWARD, keys.KL, keys.LOG_RATIO, keys.CONTROL)
     needs_reward_gradient = False
 
     def __init__(
@@ -63,7 +63,12 @@ class TrajectoryBalance(Agent):
         self.plan = RolloutPlan(
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
-        self.log_z = LogPartition(task)
+        self.log_z = FromFirstReturn(LogPartition(task))
+
+    def prepare(self, rollout: TensorDict) -> TensorDict:
+        """Let log Z_y start at the first return."""
+        self.log_z.see(rollout)
+        return rollout
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Half the mean squared residual of the episodes."""

@@ -83,6 +83,23 @@ def step_advantage(rollout: TensorDict) -> Tensor:
     return following - leave_one_out_mean(following, condition_index(rollout))
 
 
+def centred(advantage: Tensor, rollout: TensorDict) -> Tensor:
+    """Advantages less their mean over the other episodes with the same control, step by step.
+
+    A critic is never quite up to date: what it misses by the same amount in all episodes, such as
+    a policy's growing KL, would push the policy away from all that it did. Leaving one out keeps
+    the gradient without bias.
+
+    Args:
+        advantage: [B, T] nats over a critic's values.
+        rollout: [B, T], a whole one.
+
+    Returns:
+        [B, T] nats.
+    """
+    return advantage - leave_one_out_mean(advantage, condition_index(rollout))
+
+
 def generalized_advantage(gains: Tensor, values: Tensor, gae_lambda: float) -> Tensor:
     """Generalised advantage estimate without discount (Schulman et al. 2016).
 

@@ -1,10 +1,11 @@
 """Networks that an agent owns: soft values of latents, their gradients, log Z of conditions.
 
-All start at zero: the value of every state under a reward that is not known yet.
+All start at zero. What is a value starts at the first return that was seen, see `FromFirstReturn`.
 """
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -14,6 +15,7 @@ from ctrl_rl import keys
 from ctrl_rl.errors import ConfigError, check_sizes
 from ctrl_rl.nets import ConditionedPerceptron, StepwiseEncoder
 from ctrl_rl.plans import TaskSpec
+from ctrl_rl.soft_returns import mean_soft_return
 
 
 def _perceptron(
@@ -130,6 +132,45 @@ class ConditionValues(nn.Module):
             return found
         found = self.network(x.flatten(0, step.ndim - 1), step.flatten())
         return found.unflatten(0, step.shape)
+
+
+class FirstReturn(nn.Module):
+    """c, the mean soft return of the first episodes, in nats; 0 until there are any."""
+
+    value: Tensor
+    known: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.tensor(0.0))
+        self.register_buffer("known", torch.tensor(False))
+
+    def see(self, rollout: TensorDict) -> None:
+        """Take c from a rollout [B, K], whole episodes, unless it is known."""
+        if not self.known:
+            self.value.copy_(mean_soft_return(rollout).detach())
+            self.known.fill_(True)
+
+
+class FromFirstReturn(FirstReturn):
+    """Values c + network(...).
+
+    Rewards may lie anywhere; log-probabilities of rare labels average far below 0. A value that
+    starts at 0 then finds every episode worse than expected, and the policy flees all that it has
+    done before the value has learned the one number that they share.
+
+    Args:
+        network: gives values in nats, near 0 at the start.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *given: Any) -> Tensor:
+        """The network's values plus c."""
+        values: Tensor = self.network(*given)
+        return self.value + values
 
 
 def condition_number(controls: Mapping[str, int], control: Mapping[str, Tensor]) -> Tensor:

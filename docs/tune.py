@@ -1,15 +1,16 @@
-"""Gives every agent the same three trials of its learning rates on a task; the best one is kept.
+"""Gives every agent the same four trials of its learning rates and batch on a task; the best wins.
 
     python docs/tune.py TASK [word for `ctrl-rl train` ...] [-- word for `ctrl-rl benchmark` ...]
 
-The trials are the task's learning rates of network and embedding times 1, 1/3 and 1/10, with seed
-0, which no report uses, and 380,000 denoiser calls each, the demo's budget, evaluated with fewer
-samples than a report. The smallest gap_nats counts; nothing else is tuned. Words for `ctrl-rl
-train` hold for all trials.
+Three trials have the task's learning rates of network and embedding times 1, 1/3 and 1/10. The
+fourth has the best of these and half the batch, so that the budget pays for twice the updates.
+Each has seed 0, which no report uses, and 380,000 denoiser calls, the demo's budget, and is
+evaluated with fewer samples than a report. The smallest gap_nats counts; nothing else is tuned.
+Words for `ctrl-rl train` hold for all trials.
 
 Every finished trial is a line of docs/TASK/trials.csv, and the same command again does those that
 are missing there, on this machine or on another; a line that is removed is done anew. With all of
-them, configs/settings/TASK.yaml is written, the words and the best rates of every agent, for
+them, configs/settings/TASK.yaml is written, the words and the best trial of every agent, for
 `ctrl-rl benchmark settings=TASK`.
 """
 
@@ -24,7 +25,9 @@ from pathlib import Path
 from ctrl_rl.composition import compose, files
 
 ROOT = Path(__file__).parents[1]
-FACTORS = {"1": 1.0, "1/3": 1 / 3, "1/10": 1 / 10}
+RATES = {"rates": 1.0, "rates/3": 1 / 3, "rates/10": 1 / 10}
+BATCH = "batch/2"
+TRIALS = (*RATES, BATCH)
 CALLS = 380_000
 SEED = 0
 EVALUATION = [
@@ -32,49 +35,68 @@ EVALUATION = [
     "evaluation.policy_samples=64",
     "evaluation.exact_samples=0",
 ]
-COLUMNS = ("agent", "factor", "gap_nats", "settings")
+COLUMNS = ("agent", "trial", "gap_nats", "settings")
 
-Trials = dict[tuple[str, str], dict[str, str]]
+Record = dict[tuple[str, str], dict[str, str]]  # lines by agent and trial
 
 
 def main(task: str, *words: str) -> None:
-    """Run the trials that are missing, pick, write."""
+    """Do the trials that are missing, pick, write."""
     split = words.index("--") if "--" in words else len(words)
     shared, grid_words = list(words[:split]), words[split + 1 :]
-    rates = compose("train", [f"env={task}", *shared]).trainer.learning_rate
-    kept = [word for word in shared if not word.startswith("trainer.learning_rate.")]
-    trials = {name: kept + overrides(rates, factor) for name, factor in FACTORS.items()}
     agents = list(files("agent"))
-    record = Path(__file__).parent / task / "trials.csv"
-    for name, settings in trials.items():
-        done = recorded(record, trials)
-        left = [agent for agent in agents if (agent, name) not in done]
-        if not left:
-            continue
-        folder = ROOT / "runs" / "tune" / name.replace("/", "_")
-        grid = [f"tasks=[{task}]", f"seeds=[{SEED}]", f"denoiser_calls={CALLS}"]
-        quoted = ",".join(f"'{setting}'" for setting in [*settings, *EVALUATION])
-        command = [sys.executable, "-m", "ctrl_rl.cli", "benchmark", f"agents=[{','.join(left)}]"]
-        command += [*grid, f"overrides=[{quoted}]", f"root={folder}", f"out={folder}/report"]
-        try:
-            subprocess.run([*command, *grid_words], check=False)  # a failed cell is a lost trial
-        finally:  # also after Ctrl-C: what is finished counts
-            gaps = {agent: gap_of(folder / task / f"{agent}-s{SEED}") for agent in left}
-            for agent, gap in gaps.items():
-                if gap is not None:
-                    done[agent, name] = {"gap_nats": f"{gap:.4g}", "settings": " ".join(settings)}
-            keep(record, done)
-    done = recorded(record, trials)
-    missing = [f"{a} x {name}" for a in agents for name in trials if (a, name) not in done]
-    if missing:
-        sys.exit(f"{len(missing)} trials are missing, {missing[0]} first; the same command goes on")
-    write(task, trials, agents, done, record)
+    path = Path(__file__).parent / task / "trials.csv"
+    record = read(path)
+    for trial in TRIALS:
+        asked = {agent: settings(task, shared, agent, trial, record) for agent in agents}
+        left = {agent: asked[agent] for agent in agents if (agent, trial) not in record}
+        for agent in asked.keys() - left.keys():
+            if record[agent, trial]["settings"] != " ".join(asked[agent]):
+                sys.exit(f"{path}: {trial} of {agent} was not {' '.join(asked[agent])}")
+        if left:
+            record |= tried(task, trial, left, grid_words)
+            write_record(path, record)
+        missing = [agent for agent in agents if (agent, trial) not in record]
+        if missing:
+            sys.exit(f"{trial} is missing of {', '.join(missing)}; the same command goes on")
+    write_settings(task, agents, record, path)
 
 
-def overrides(rates: Mapping[str, float], factor: float) -> list[str]:
-    """Words that multiply the rates of the policy's parameters."""
-    groups = ("network", "embedding")
-    return [f"trainer.learning_rate.{group}={rates[group] * factor:.2g}" for group in groups]
+def settings(task: str, shared: list[str], agent: str, trial: str, record: Record) -> list[str]:
+    """Words for `ctrl-rl train` of a trial."""
+    trainer = compose("train", [f"env={task}", *shared]).trainer
+    if trial == BATCH:
+        so_far = best(agent, record, tuple(RATES))["settings"].split()
+        return [*so_far, f"trainer.batch_size={trainer.batch_size // 2}"]
+    kept = [word for word in shared if not word.startswith("trainer.learning_rate.")]
+    rates = {name: trainer.learning_rate[name] * RATES[trial] for name in ("network", "embedding")}
+    return kept + [f"trainer.learning_rate.{name}={rate:.2g}" for name, rate in rates.items()]
+
+
+def tried(
+    task: str, trial: str, left: Mapping[str, list[str]], grid_words: tuple[str, ...]
+) -> Record:
+    """Run one trial of these agents; what is finished, also after Ctrl-C."""
+    folder = ROOT / "runs" / "tune" / trial.replace("/", "_")
+    command = [sys.executable, "-m", "ctrl_rl.cli", "benchmark", f"agents=[{','.join(left)}]"]
+    command += [f"tasks=[{task}]", f"seeds=[{SEED}]", f"denoiser_calls={CALLS}"]
+    command += [f"overrides=[{quoted(EVALUATION)}]", f"root={folder}", f"out={folder}/report"]
+    command += [f"+settings.{agent}=[{quoted(words)}]" for agent, words in left.items()]
+    try:
+        subprocess.run([*command, *grid_words], check=False)  # a failed cell is a lost trial
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    found: Record = {}
+    for agent, words in left.items():
+        gap = gap_of(folder / task / f"{agent}-s{SEED}")
+        if gap is not None:
+            found[agent, trial] = {"gap_nats": f"{gap:.4g}", "settings": " ".join(words)}
+    return found
+
+
+def quoted(words: list[str]) -> str:
+    """Words as elements of a list on Hydra's command line."""
+    return ",".join(f"'{word}'" for word in words)
 
 
 def gap_of(cell: Path) -> float | None:
@@ -87,46 +109,42 @@ def gap_of(cell: Path) -> float | None:
     return float(gap) if gap is not None and math.isfinite(gap) else math.inf
 
 
-def recorded(record: Path, trials: Mapping[str, list[str]]) -> Trials:
-    """The lines of the record by agent and factor; one with other settings is refused."""
-    if not record.is_file():
+def best(agent: str, record: Record, trials: tuple[str, ...]) -> dict[str, str]:
+    """The line of an agent's trial with the smallest gap."""
+    return min((record[agent, trial] for trial in trials), key=lambda line: float(line["gap_nats"]))
+
+
+def read(path: Path) -> Record:
+    """The lines of the record; none where there is no file yet."""
+    if not path.is_file():
         return {}
-    with record.open() as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        asked = " ".join(trials.get(row["factor"], []))
-        if row["settings"] != asked:
-            sys.exit(f"{record}: {row['agent']} was tried with {row['settings']}, not {asked}")
-    return {(row["agent"], row["factor"]): row for row in rows}
+    with path.open() as file:
+        return {(row["agent"], row["trial"]): row for row in csv.DictReader(file)}
 
 
-def keep(record: Path, done: Trials) -> None:
+def write_record(path: Path, record: Record) -> None:
     """Write the record, agent by agent."""
-    record.parent.mkdir(exist_ok=True)
-    with record.open("w", newline="") as file:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         table.writeheader()
-        for (agent, factor), row in sorted(done.items()):
-            table.writerow({**row, "agent": agent, "factor": factor})
+        for agent, trial in sorted(record, key=lambda key: (key[0], TRIALS.index(key[1]))):
+            table.writerow({**record[agent, trial], "agent": agent, "trial": trial})
 
 
-def write(
-    task: str, trials: Mapping[str, list[str]], agents: list[str], done: Trials, record: Path
-) -> None:
+def write_settings(task: str, agents: list[str], record: Record, source: Path) -> None:
     """One line per agent, behind it the gaps of its trials."""
     lines = [
-        f"# Settings by agent on {task}, by `python docs/tune.py {task}`: the best of",
-        f"# the task's rates times {', '.join(trials)}, {CALLS} denoiser calls each, seed {SEED}.",
-        f"# Behind each line: gap_nats of its trials ({', '.join(trials)}).",
+        f"# Settings by agent on {task}, by `python docs/tune.py {task}`: the best of the task's",
+        f"# rates times 1, 1/3 and 1/10, and of half the batch at the best of these; {CALLS}",
+        f"# denoiser calls each, seed {SEED}. Behind each line: gap_nats of its four trials.",
     ]
     for agent in agents:
-        found = {name: float(done[agent, name]["gap_nats"]) for name in trials}
-        best = min(found, key=lambda name: found[name])
-        if not math.isfinite(found[best]):
-            sys.exit(f"no trial of {agent} has a gap; remove its lines of {record} to try again")
-        measured = ", ".join(f"{gap:.3g}" for gap in found.values())
-        words = ", ".join(f"'{word}'" for word in trials[best])
-        lines.append(f"{agent}: [{words}] # {measured}")
+        chosen = best(agent, record, TRIALS)
+        if not math.isfinite(float(chosen["gap_nats"])):
+            sys.exit(f"no trial of {agent} has a gap; remove its lines of {source} to try again")
+        gaps = ", ".join(f"{float(record[agent, trial]['gap_nats']):.3g}" for trial in TRIALS)
+        lines.append(f"{agent}: [{quoted(chosen['settings'].split())}] # {gaps}")
     path = ROOT / "configs" / "settings" / f"{task}.yaml"
     path.write_text("\n".join(lines) + "\n")
     print(f"written: {path}")
