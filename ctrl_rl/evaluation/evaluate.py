@@ -7,7 +7,8 @@ For every condition y (a label of each control):
 - policy trajectories give the soft return J and log Z by importance weights (estimator B);
 - the policy's densities on the accepted trajectories give the evidence upper bound (EUBO).
 
-An unconditional prior does not see y, so one set of prior trajectories serves all conditions.
+The prior does not see y, so one set of its trajectories serves all conditions with the same prompt,
+and all conditions where it has no prompts.
 """
 
 import math
@@ -78,27 +79,28 @@ class Evaluation:
     conditions: list[str]
 
 
-def name_of(condition: Condition) -> str:
-    """Readable name of a condition: "digit=3"."""
-    return ", ".join(f"{name}={label}" for name, label in condition.items())
-
-
-def draw_prior(process: DenoisingProcess, n: int, *, batch_size: int, seed: int) -> TensorDict:
+def draw_prior(
+    process: DenoisingProcess, n: int, *, batch_size: int, seed: int, prompt: int | None = None
+) -> TensorDict:
     """Roll the prior out: [n, K] with latents, actions, prior means and samples."""
     policy = PriorPolicy(process.kernel)
+    control = None if prompt is None else {keys.PROMPT: prompt}
     kept = (keys.X, keys.STEP, keys.ACTION, keys.PRIOR_LOC, keys.SCALE, keys.SAMPLE)
     parts = []
     for index, size in enumerate(_chunks(n, batch_size)):
         env = LatentEnv(
             process, num_envs=size, seed=seed + index, device=process.kernel.scale.device
         )
-        part = rollout(env, policy).select(*kept)
+        part = rollout(env, policy, control=control).select(*kept)
         parts.append(part)
     return cat(parts, 0)
 
 
 def prior_log_z(process: DenoisingProcess, n: int, *, batch_size: int, seed: int) -> Tensor:
-    """Log-mean-exp of the reward over n prior samples, for every condition: [conditions] nats."""
+    """Log-mean-exp of the reward over n prior samples, for every condition: [conditions] nats.
+
+    For priors without prompts.
+    """
     sample = draw_prior(process, n, batch_size=batch_size, seed=seed)[keys.SAMPLE][:, -1]
     rewards = [_reward(process, sample, condition) for condition in process.conditions]
     return torch.stack(rewards).logsumexp(1) - math.log(n)
@@ -127,9 +129,7 @@ def evaluate(
     with torch.no_grad():
         conditions = process.conditions
         judge = Judge(process.reward_model, dict(heldout or {}), process.controls)
-        prior = draw_prior(process, plan.prior_samples, batch_size=plan.batch_size, seed=plan.seed)
-        prior_sample = prior[keys.SAMPLE][:, -1]
-        generator = torch.Generator(device=prior_sample.device).manual_seed(plan.seed)
+        generator = torch.Generator(device=process.kernel.scale.device).manual_seed(plan.seed)
         report(0, len(conditions))
         gaps: list[GapReport] = []
         rows: dict[str, list[Quality]] = {"prior": [], "policy": [], "exact": []}
@@ -137,7 +137,18 @@ def evaluate(
         samples: dict[str, list[Tensor]] = {"prior": [], "policy": [], "exact": []}
         kl: list[float] = []
         bound = process.reward_upper_bound if plan.exact_samples else None
+        prompt: int | None = None
         for index, condition in enumerate(conditions):
+            if index == 0 or condition.get(keys.PROMPT) != prompt:  # they come prompt by prompt
+                prompt = condition.get(keys.PROMPT)
+                prior = draw_prior(
+                    process,
+                    plan.prior_samples,
+                    batch_size=plan.batch_size,
+                    seed=plan.seed,
+                    prompt=prompt,
+                )
+                prior_sample = prior[keys.SAMPLE][:, -1]
             reward = _reward(process, prior_sample, condition)
             found: dict[str, tuple[Tensor, Tensor]] = {"prior": (prior_sample, reward)}
             accepted_log_weights = None
@@ -150,7 +161,8 @@ def evaluate(
             episodes = _roll_policy(process, policy, condition, plan, index)
             policy_reward = episode_reward(episodes)
             if not torch.isfinite(policy_reward).all():
-                raise NonFiniteError(f"the policy's reward is not finite for {name_of(condition)}")
+                named = process.name_of(condition)
+                raise NonFiniteError(f"the policy's reward is not finite for {named}")
             found["policy"] = (episodes[keys.SAMPLE][:, -1], policy_reward)
             gaps.append(
                 gap_report(
@@ -170,7 +182,7 @@ def evaluate(
                 rewards[name].append(float(values.mean()) if len(values) else math.nan)
                 samples[name].append(sample)
             report(index + 1, len(conditions))
-    names = [name_of(condition) for condition in conditions]
+    names = [process.name_of(condition) for condition in conditions]
     if not rows["exact"]:
         samples.pop("exact")
     summary = _summarise(names, gaps, rows, rewards, kl, judge)
@@ -181,7 +193,7 @@ def _reward(process: DenoisingProcess, sample: Tensor, condition: Condition) -> 
     reward = process.reward(sample, process.check_control(condition, len(sample)))
     if not torch.isfinite(reward).all():
         raise NonFiniteError(
-            f"the reward of samples of the prior is not finite for {name_of(condition)}"
+            f"the reward of samples of the prior is not finite for {process.name_of(condition)}"
         )
     return reward
 
