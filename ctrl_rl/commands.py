@@ -96,6 +96,23 @@ def sample(words: list[str]) -> int:
     return 0
 
 
+def export(words: list[str]) -> int:
+    """Write a run's policy for diffusers."""
+    from ctrl_rl.export import export_run
+
+    options, rest = _take(words, "run", "checkpoint", "out")
+    if rest:
+        key = rest[0].partition("=")[0]
+        hint = did_you_mean(key, ("run", "out", "checkpoint"))
+        raise ConfigError(f"export does not take '{key}'; {hint}")
+    if "out" not in options:
+        raise ConfigError("where to? for example: ctrl-rl export run=runs/sd out=exported")
+    loaded = _load(options, "export run=runs/sd out=exported")
+    export_run(loaded, Path(options["out"]))
+    say(f"{options['out']}: a LoRA for stock pipelines, and the folder of a ControlledPipeline")
+    return 0
+
+
 def pretrain(config: DictConfig) -> int:
     """Train a prior."""
     from ctrl_rl.pretrain import pretrain as run_pretrain

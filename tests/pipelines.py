@@ -83,12 +83,12 @@ def stable_diffusion(folder: Path) -> Path:
         text_encoder=text_encoder(tokenizer),
         tokenizer=tokenizer,
         unet=unet(16),
-        scheduler=PNDMScheduler(**_BETAS, skip_prk_steps=True, set_alpha_to_one=False),
+        scheduler=PNDMScheduler(**_BETAS),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
-    return folder
+    return _with_scheduler_config(folder)
 
 
 def stable_diffusion_xl(folder: Path) -> Path:
@@ -112,6 +112,14 @@ def stable_diffusion_xl(folder: Path) -> Path:
         scheduler=EulerDiscreteScheduler(**_BETAS),
         add_watermarker=False,
     ).save_pretrained(folder)
+    return _with_scheduler_config(folder)
+
+
+def _with_scheduler_config(folder: Path) -> Path:
+    """Add what the hub's configs of both models have, for schedulers other than their own."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    more = {"clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "leading"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
     return folder
 
 

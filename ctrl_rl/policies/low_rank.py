@@ -125,6 +125,17 @@ class AdaptedDenoiser(Denoiser):
         with self._switched(on=True):
             return self._denoiser[0].denoise(x, timestep, embedding, prompt)
 
+    def adapter_weights(self) -> dict[str, Tensor]:
+        """The adapters by the names that peft gives them, alpha / rank multiplied into B."""
+        weights: dict[str, Tensor] = {}
+        for path, layer in zip(self.adapters, self._layers, strict=True):
+            name, down, up = path.replace("/", "."), layer.lora_A, layer.lora_B
+            weights[f"{name}.lora_A.weight"] = down[self.name].weight.detach().clone()
+            weights[f"{name}.lora_B.weight"] = (
+                up[self.name].weight.detach() * layer.scaling[self.name]
+            )
+        return weights
+
     @contextmanager
     def _switched(self, *, on: bool) -> Iterator[None]:
         """Adapters on or off, and off again.
