@@ -194,6 +194,10 @@ class Prior(nn.Module):
         return super().train(False)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent [B, *S] to sample [B, *D]."""
+        """Latent [B, *S] to sample [B, *D]; recomputes activations where the denoiser does."""
+        if self.denoiser.checkpointing and torch.is_grad_enabled():
+            output = checkpoint(self.decoder, latent, use_reentrant=False)
+            assert isinstance(output, Tensor)
+            return output
         decoded: Tensor = self.decoder(latent)
         return decoded
