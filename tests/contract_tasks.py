@@ -20,7 +20,10 @@ OPEN = {
     ("prior", "diffusers"): {"path": "TINY_PIPELINE"},
     ("policy", "low_rank"): {"targets": "[conv1,conv2]"},
 }
-TASKS = {("policy", "low_rank"): "digits"}  # whose prior has layers to adapt
+TASKS = {  # whose prior has layers to adapt, and whose samples are images
+    ("policy", "low_rank"): "digits",
+    ("reward", "jpeg"): "digits",
+}
 # What the builder gives to a `_partial_` node of the group.
 GIVEN = {
     "agent": {"task"},
