@@ -1,5 +1,6 @@
 """What the commands do; one function per command, each returns the exit code."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from ctrl_rl.training import train_and_evaluate, write_results
 
 if TYPE_CHECKING:
     from ctrl_rl.benchmark.grid import Grid
+
+
+_LONGEST_NAME = 60  # characters of what was asked for, in the name of a file
 
 
 def train(config: DictConfig) -> int:
@@ -87,7 +91,9 @@ def sample(words: list[str]) -> int:
     asked = ",".join(word.removeprefix("control.") for word in rest) or options["control"]
     folder = Path(options.get("out", loaded.run.path))
     folder.mkdir(parents=True, exist_ok=True)
-    safe = re.sub(r"[^\w=,.-]+", "_", asked)  # a prompt may hold anything
+    safe = re.sub(r"[^\w=,.-]+", "_", asked)
+    if safe != asked or len(safe) > _LONGEST_NAME:  # a prompt may hold anything
+        safe = f"{safe[:_LONGEST_NAME]}-{hashlib.sha256(asked.encode()).hexdigest()[:6]}"
     file = folder / f"sample-{safe}-strength{strength:g}-seed{seed}"
     np.savez(f"{file}.npz", samples=samples.cpu().numpy())
     title = f"{loaded.run.path.name}: control {asked}, strength {strength:g}"

@@ -54,7 +54,7 @@ class ControlledPipeline:
         Args:
             folder: the exported folder.
             base: folder or hub id of the base model; None for the one it was trained on.
-            **more: for the stock pipeline's `from_pretrained`, such as `dtype`.
+            **more: for the stock pipeline's `from_pretrained`; `dtype` is that of training.
 
         Raises:
             ConfigError: the folder is not an exported one.
@@ -68,9 +68,11 @@ class ControlledPipeline:
             )
         settings = json.loads((folder / SETTINGS).read_text())
         kind = getattr(diffusers, settings["pipeline"])
+        more = {"dtype": getattr(torch, settings["dtype"]), **more}
         pipeline = kind.from_pretrained(base or settings["base_model"], **more)
         scheduler = getattr(diffusers, settings["scheduler"])
-        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+        config = {"clip_sample": False, **pipeline.scheduler.config}  # as the run's prior has it
+        pipeline.scheduler = scheduler.from_config(config)
         pipeline.unet.load_lora_adapter(load_file(folder / ADAPTERS), prefix="unet")
         pipeline.unet.class_embedding = nn.Identity()  # takes a ready vector, see `TextUNet`
         features = pipeline.unet.time_embedding.linear_2.out_features
@@ -121,7 +123,7 @@ class ControlledPipeline:
         given = {**self.settings["call"], **more}
         if isinstance(given.get("negative_prompt"), str):
             given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
-        images = given.get("num_images_per_prompt", 1)
+        images = given.get("num_images_per_prompt") or 1
         vectors = self.embedding(labels).repeat_interleave(images, 0)
         with self._steered(vectors, strength):
             return self.pipeline(prompts, **given)
@@ -134,7 +136,7 @@ class ControlledPipeline:
                 raise ConfigError(f"unknown control '{name}'; {did_you_mean(name, sizes)}")
         labels = {}
         for name, size in sizes.items():
-            label = torch.as_tensor(control.get(name, size), device=self.pipeline.device)
+            label = torch.as_tensor(control.get(name, size), device=self.embedding.nothing.device)
             if label.is_floating_point() or ((label < 0) | (label > size)).any():
                 raise ConfigError(
                     f"control {name}={label.tolist()} is out of range; use whole labels 0 to "
@@ -153,7 +155,7 @@ class ControlledPipeline:
 
         def forward(sample: Tensor, timestep: Any, *given: Any, **named: Any) -> Any:
             named.pop("class_labels", None)
-            rows = vectors.to(sample.dtype)
+            rows = vectors.to(sample)
             if len(sample) == 2 * len(rows):  # guidance: the first half asks for nothing
                 rows = torch.cat([torch.zeros_like(rows), rows])
             # Where the last step has no noise it was no action: the base model does it.
@@ -162,8 +164,10 @@ class ControlledPipeline:
             if weight == 1:
                 return stock(sample, timestep, *given, class_labels=rows, **named)
             unet.disable_adapters()
-            base = stock(sample, timestep, *given, class_labels=torch.zeros_like(rows), **named)
-            unet.enable_adapters()
+            try:
+                base = stock(sample, timestep, *given, class_labels=torch.zeros_like(rows), **named)
+            finally:
+                unet.enable_adapters()
             if weight == 0:
                 return base
             found = stock(sample, timestep, *given, class_labels=rows, **named)

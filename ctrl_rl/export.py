@@ -6,6 +6,7 @@ from typing import Any
 import diffusers
 
 from ctrl_rl.api import LoadedRun
+from ctrl_rl.assets import resolve
 from ctrl_rl.controlled_pipeline import ADAPTERS, write_control
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.policies import LowRankPolicy
@@ -31,7 +32,9 @@ def export_run(run: LoadedRun, folder: Path) -> None:
             "what can be exported is policy=low_rank on a text-to-image pipeline"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    kind = diffusers.DiffusionPipeline.load_config(config.prior.path)["_class_name"]
+    here = resolve(config.prior.path)
+    base = str(here.resolve()) if here.is_dir() else str(config.prior.path)
+    kind = diffusers.DiffusionPipeline.load_config(base)["_class_name"]
     weights = {
         name.removeprefix(_NETWORK): weight.cpu().contiguous()
         for name, weight in policy.denoiser.adapter_weights().items()
@@ -48,8 +51,9 @@ def export_run(run: LoadedRun, folder: Path) -> None:
     if config.kernel.get("timesteps"):
         call["timesteps"] = list(config.kernel.timesteps)
     settings = {
-        "base_model": str(config.prior.path),
+        "base_model": base,
         "pipeline": kind,
+        "dtype": config.prior.dtype,
         "scheduler": _SCHEDULERS[config.choices.kernel],
         "controls": run.env.process.controls,
         "read_out": kernel.has_read_out,
@@ -86,7 +90,7 @@ Trained by soft reinforcement learning (CTRL, arXiv 2406.12120) with `ctrl_rl`.
 ```python
 from ctrl_rl import ControlledPipeline
 
-pipeline = ControlledPipeline.from_pretrained("this folder or its id")
+pipeline = ControlledPipeline.from_pretrained("path/to/this/folder")
 image = pipeline("a cat", control={example}, strength=1.0).images[0]
 ```
 

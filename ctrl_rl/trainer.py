@@ -106,10 +106,7 @@ class Trainer:
 
     def _one_update(self) -> dict[str, float]:
         replay = at_progress(self.replays, self.update / self.config.updates)
-        plan = replay.plan
-        self.policy.set_checkpointing(plan.checkpointing)
-        self.env.process.set_checkpointing(plan.checkpointing)
-        episode = rollout(self.env, self.policy, plan=plan)
+        episode = rollout(self.env, self.policy, plan=replay.plan)
         try:
             check_reward(self.env, episode)
             learned = self._learn(replay.batches(self.agent.prepare(episode), self.policy))

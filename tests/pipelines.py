@@ -118,7 +118,7 @@ def stable_diffusion_xl(folder: Path) -> Path:
 def _with_scheduler_config(folder: Path) -> Path:
     """Add what the hub's configs of both models have, for schedulers other than their own."""
     file = folder / "scheduler" / "scheduler_config.json"
-    more = {"clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "leading"}
+    more = {"set_alpha_to_one": False, "timestep_spacing": "leading"}
     file.write_text(json.dumps(json.loads(file.read_text()) | more))
     return folder
 

@@ -85,7 +85,8 @@ class LowRankPolicy(DenoisingPolicy):
 class AdaptedDenoiser(Denoiser):
     """A denoiser with low-rank adapters that are on only while this one runs.
 
-    Its parameters and its state are those of the adapters; the network stays the prior's.
+    Its parameters and its state are those of the adapters, in float32; the network stays the
+    prior's.
 
     Args:
         denoiser: the prior's; adapters are put into its network.
@@ -102,6 +103,7 @@ class AdaptedDenoiser(Denoiser):
     ) -> None:
         super().__init__()
         self._denoiser = [denoiser]  # in a list, as the prior is no part of this module
+        self._settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "targets": tuple(targets)}
         before = {p for p in denoiser.parameters() if p.requires_grad}
         self.name, layers = _inject(denoiser, rank=rank, alpha=alpha, targets=targets)
         for parameter in before:  # peft has frozen the adapters of other policies
@@ -117,6 +119,13 @@ class AdaptedDenoiser(Denoiser):
                 for path, layer in layers.items()
             }
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AdaptedDenoiser":
+        """Other adapters of the same values on the same network: a moving average needs no more."""
+        copy = AdaptedDenoiser(self._denoiser[0], **self._settings)
+        copy.load_state_dict(self.state_dict())
+        memo[id(self)] = copy
+        return copy
 
     def denoise(
         self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor | None
@@ -167,7 +176,8 @@ def _inject(
     def adapted() -> dict[str, Any]:
         return {k: m for k, m in denoiser.named_modules() if isinstance(m, LoraLayer)}
 
-    name = f"policy{max((len(layer.lora_A) for layer in adapted().values()), default=0)}"
+    taken = {name for layer in adapted().values() for name in layer.lora_A}
+    name = f"policy{len(taken)}"
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
     try:
         with warnings.catch_warnings():
@@ -180,4 +190,8 @@ def _inject(
             f"policy.targets={list(targets)}: the prior's network has no such layer; its linear "
             f"and convolutional layers end in {', '.join(sorted(ends)) or '(there are none)'}"
         ) from error
-    return name, {path: layer for path, layer in adapted().items() if name in layer.lora_A}
+    found = {path: layer for path, layer in adapted().items() if name in layer.lora_A}
+    for layer in found.values():  # peft casts to the network's type, in which AdamW's steps vanish
+        layer.lora_A[name].float()
+        layer.lora_B[name].float()
+    return name, found

@@ -46,7 +46,7 @@ def diffusers_prior(
     """
     check_choice("prior.dtype", dtype, _DTYPES)
     folder = resolve(path)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
+    if (folder / "unet").is_dir() and not (folder / "model_index.json").is_file():
         kind = _UNCONDITIONAL[0]  # unet/ and scheduler/ by themselves, as `ctrl-rl pretrain` writes
     else:
         kind = _kind(path, str(folder) if folder.is_dir() else path)
@@ -74,6 +74,9 @@ def _prompts(
         raise ConfigError(
             f"prior.path holds a {kind}, which draws prompts; give prior.prompts, such as [cat,dog]"
         )
+    for name, given in (("prompts", training), ("evaluation_prompts", evaluation)):
+        if isinstance(given, str):
+            raise ConfigError(f"prior.{name}={given} must be a list, such as [{given}]")
     found = Prompts(tuple(training), tuple(training if evaluation is None else evaluation))
     for name, given in (("prompts", found.training), ("evaluation_prompts", found.evaluation)):
         twice = [prompt for prompt in given if given.count(prompt) > 1]

@@ -196,8 +196,8 @@ class Prior(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Latent [B, *S] to sample [B, *D]; recomputes activations where the denoiser does."""
         if self.denoiser.checkpointing and torch.is_grad_enabled():
-            output = checkpoint(self.decoder, latent, use_reentrant=False)
-            assert isinstance(output, Tensor)
-            return output
+            # One by one, so that the backward pass holds the activations of a single sample.
+            parts = [checkpoint(self.decoder, x, use_reentrant=False) for x in latent.split(1)]
+            return torch.cat([part for part in parts if isinstance(part, Tensor)])
         decoded: Tensor = self.decoder(latent)
         return decoded

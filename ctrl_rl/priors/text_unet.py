@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.nets import FixedPrecision
 from ctrl_rl.priors.prior import NetworkDenoiser, Prior, Prompts
 
 
@@ -78,7 +80,7 @@ class TextUNet(nn.Module):
         return output
 
 
-class LatentDecoder(nn.Module):
+class LatentDecoder(FixedPrecision):
     """Latents to images by a diffusers autoencoder, one image at a time to save memory.
 
     Images are in [-1, 1] but for what the decoder overshoots: not clamped, as that stops gradients.
@@ -87,20 +89,27 @@ class LatentDecoder(nn.Module):
         vae: an `AutoencoderKL`; its encoder is dropped.
     """
 
+    vae: Any
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, vae: Any) -> None:
         super().__init__()
         vae.encoder = vae.quant_conv = None
         vae.enable_slicing()
-        self.vae = vae
-        self.scale = float(vae.config.scaling_factor)
-        self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        # In half precision SDXL's overflows, and the stock pipeline upcasts it as well.
+        self.vae = vae.float() if vae.dtype == torch.float16 else vae
+        config = vae.config
+        channels = (1, config.latent_channels, 1, 1)
+        std = getattr(config, "latents_std", None) or [1.0] * config.latent_channels
+        mean = getattr(config, "latents_mean", None) or [0.0] * config.latent_channels
+        self.register_buffer("scale", torch.tensor(std).reshape(channels) / config.scaling_factor)
+        self.register_buffer("shift", torch.tensor(mean).reshape(channels))
 
     def forward(self, latent: Tensor) -> Tensor:
         """Decode [B, C, H, W] to [B, 3, 8 H, 8 W] float32 (the factor is the autoencoder's)."""
-        dtype = next(self.vae.parameters()).dtype
-        image: Tensor = self.vae.decode(
-            (latent / self.scale + self.shift).to(dtype), return_dict=False
-        )[0]
+        latent = (latent * self.scale + self.shift).to(self.vae.dtype)
+        image: Tensor = self.vae.decode(latent, return_dict=False)[0]
         return image.float()
 
 
@@ -132,7 +141,8 @@ def text_unet_prior(
     height, width = (side, side) if isinstance(side, int) else side
     texts, added = _encode(pipeline, prompts, negative_prompt, (height, width))
     network = TextUNet(unet, texts, added, guidance_scale=guidance_scale)
-    config = dict(pipeline.scheduler.config)
+    # Schedulers of latent models leave it out or say False; the kernels' default is for pixels.
+    config = {"clip_sample": False, **pipeline.scheduler.config}
     denoiser = NetworkDenoiser(network, config, embedding_features=network.embedding_features)
     return Prior(
         denoiser,
@@ -148,19 +158,18 @@ def _encode(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The prompts and, as the last row, the negative one, encoded as the stock pipeline does."""
     _warn_of_long(pipeline.tokenizer, (*prompts.all, negative_prompt))
+    encode = partial(pipeline.encode_prompt, device=torch.device("cpu"), num_images_per_prompt=1)
     with torch.no_grad():
+        # One by one: all of them at once could fill the memory.
+        rows = [encode(text, do_classifier_free_guidance=False)[::2] for text in prompts.all]
         # No negative prompt is not always the empty one: SDXL's base model has zeros for it.
-        encoded = pipeline.encode_prompt(
-            list(prompts.all),
-            device=torch.device("cpu"),
-            num_images_per_prompt=1,
+        both = encode(
+            prompts.all[0],
             do_classifier_free_guidance=True,
-            negative_prompt=[negative_prompt] * len(prompts.all) if negative_prompt else None,
+            negative_prompt=negative_prompt or None,
         )
-    texts, *pooled = (
-        torch.cat([asked, none[:1]])
-        for asked, none in zip(encoded[::2], encoded[1::2], strict=True)
-    )
+        rows.append(both[1::2])
+    texts, *pooled = (torch.cat(parts) for parts in zip(*rows, strict=True))
     if not pooled:
         return texts, {}
     # Size asked for, corner of the crop, size of the picture, in pixels (Podell et al., "SDXL",

@@ -72,7 +72,8 @@ def test_train_evaluate_sample(agent, words, tmp_path, capsys):
     capsys.readouterr()
     word = ["sample", f"run={run}", "control.level=1", "n=2"]
     assert main([*word, "control.prompt=a very red fox"]) == 0
-    assert (run / "sample-level=1,prompt=a_very_red_fox-strength1-seed0.png").is_file()
+    (picture,) = run.glob("sample-level=1,prompt=a_very_red_fox-*-strength1-seed0.png")
+    assert main([*word, f"control.prompt={'very ' * 80}"]) == 2  # unknown, whatever its length
     assert main([*word, "control.prompt=a very red fax"]) == 2
     assert "did you mean 'a very red fox'" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pipelines import MAKERS
+from torch.optim.swa_utils import AveragedModel
 
 from ctrl_rl import keys
 from ctrl_rl.envs.latent import LatentEnv
@@ -44,7 +45,8 @@ def stock(folder, prompts, *, steps, seed, **given):
     from diffusers import DDIMScheduler, DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    config = pipeline.scheduler.config
+    pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
     images = pipeline(
@@ -95,7 +97,14 @@ def test_policy_is_the_prior_at_the_start_and_learns_beside_it(folder):
     assert torch.equal(again, before)  # the reference is the network with its adapters off
 
 
-def test_recomputed_activations_give_the_same_gradients(folder):
+def test_recomputed_activations_give_the_same_gradients(folder, monkeypatch):
+    counted = []
+
+    def counting(*given, **named):
+        counted.append(given[0])
+        return torch.utils.checkpoint.checkpoint(*given, **named)
+
+    monkeypatch.setattr("ctrl_rl.priors.prior.checkpoint", counting)
     process = process_of(folder)
     policy = LowRankPolicy(prior=process.prior, kernel=process.kernel, controls=process.controls)
     parameters = [p for group in policy.parameter_groups().values() for p in group]
@@ -103,35 +112,66 @@ def test_recomputed_activations_give_the_same_gradients(folder):
     env = LatentEnv(process, num_envs=2)
     found = []
     for checkpointing in (False, True):
-        policy.set_checkpointing(checkpointing)
-        process.set_checkpointing(checkpointing)
         env.set_seed(3)
-        episode = rollout(env, policy, plan=RolloutPlan(gradients="pathwise"))
+        plan = RolloutPlan(gradients="pathwise", checkpointing=checkpointing)
+        episode = rollout(env, policy, plan=plan)
         loss = episode[keys.KL].sum() - episode[keys.NEXT_REWARD].sum()
         found.append(torch.autograd.grad(loss, parameters))
+    assert len(counted) == 2 * K + 2  # prior and policy at every step, and every image
     for kept, recomputed in zip(*found, strict=True):
         torch.testing.assert_close(recomputed, kept, rtol=1e-4, atol=1e-5)
 
 
-def test_half_precision_starts_at_the_prior(folder):
-    process = process_of(folder, dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_starts_at_the_prior_and_trains_in_float32(folder, dtype):
+    process = process_of(folder, dtype=dtype)
     policy = LowRankPolicy(prior=process.prior, kernel=process.kernel, controls=process.controls)
-    episode = rollout(LatentEnv(process, num_envs=2), policy)
+    env = LatentEnv(process, num_envs=2)
+    episode = rollout(env, policy, plan=RolloutPlan(gradients="pathwise"))
     assert episode[keys.LOC].dtype == torch.float32
-    assert episode[keys.LOG_RATIO].sum(1).abs().max() < 1e-3
+    assert (episode[keys.LOG_RATIO] == 0).all() and torch.isfinite(episode[keys.SAMPLE]).all()
+    parameters = [p for group in policy.parameter_groups().values() for p in group]
+    assert {p.dtype for p in parameters} == {torch.float32}
+    (-episode[keys.NEXT_REWARD].sum()).backward()
+    torch.optim.AdamW(parameters, lr=1e-4).step()
+    assert all(torch.isfinite(p).all() for p in parameters)
+    with torch.no_grad():
+        assert (rollout(env, policy)[keys.KL].sum(1) > 0).all()
+
+
+def test_a_moving_average_copies_adapters_and_no_network(folder):
+    process = process_of(folder)
+    policy = LowRankPolicy(prior=process.prior, kernel=process.kernel, controls=process.controls)
+    before = sum(p.numel() for p in process.parameters())
+    average = AveragedModel(policy)
+    own = sum(p.numel() for p in policy.denoiser.parameters())
+    assert sum(p.numel() for p in process.parameters()) == before + own
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(1.0)
+        env = LatentEnv(process, num_envs=2)
+        assert (rollout(env, average.module)[keys.KL] == 0).all()
+    average.update_parameters(policy)  # the first update copies
+    results = []
+    for each in (policy, average.module):
+        env.set_seed(0)
+        with torch.no_grad():
+            results.append(rollout(env, each)[keys.LOC])
+    assert torch.equal(*results)
 
 
 def test_two_policies_on_one_prior_do_not_mix(folder):
     process = process_of(folder)
-    first, second = (
-        LowRankPolicy(prior=process.prior, kernel=process.kernel, controls=process.controls)
-        for _ in range(2)
-    )
+    given = {"prior": process.prior, "kernel": process.kernel, "controls": process.controls}
+    others = [LowRankPolicy(**given, targets=[target]) for target in ("to_q", "to_k")]
+    first, second = (LowRankPolicy(**given) for _ in range(2))
+    names = {policy.denoiser.name for policy in (*others, first, second)}
+    assert len(names) == 4
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.add_(torch.randn_like(parameter))
         env = LatentEnv(process, num_envs=2)
-        assert (rollout(env, second)[keys.KL] == 0).all()
+        assert all((rollout(env, each)[keys.KL] == 0).all() for each in (second, *others))
         assert (rollout(env, first)[keys.KL] > 0).any()
     assert all(p.requires_grad for policy in (first, second) for p in policy.parameters())
     second.load_state_dict(first.state_dict())
@@ -154,12 +194,21 @@ def test_conditions_are_evaluation_prompts_with_labels(folder):
 
 def test_long_prompts_are_cut_with_a_sentence(folder):
     with pytest.warns(UserWarning, match="tokens, and the text encoder reads the first 77"):
-        process = process_of(folder, prompts=["word " * 500])
-    episode = rollout(LatentEnv(process, num_envs=1), PriorPolicy(process.kernel))
-    assert torch.isfinite(episode[keys.SAMPLE]).all()
+        long = process_of(folder, prompts=["word " * 500])
+    seen = process_of(folder, prompts=["word " * 50 + "behind the last token"])
+    samples = [
+        rollout(LatentEnv(process, num_envs=1), PriorPolicy(process.kernel))[keys.SAMPLE]
+        for process in (long, seen)
+    ]
+    assert torch.equal(*samples)
+
+
+def test_latents_are_not_clipped_where_the_scheduler_does_not_say_so(folder):
+    assert process_of(folder).kernel.clip is None
 
 
 REFUSED = {
+    "prior.prompts=cat must be a list": {"prompts": "cat"},
     "which draws prompts; give prior.prompts": {"prompts": None},
     "prior.prompts has 'cat' twice": {"prompts": ["cat", "cat"]},
     "prior.evaluation_prompts is empty": {"evaluation_prompts": []},
@@ -175,7 +224,7 @@ def test_settings_are_refused(folder, reason):
 
 
 def test_without_the_hub_the_message_says_what_to_do(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError) as raised:
         diffusers_prior(path="someone/model", prompts=["cat"])
     told = str(raised.value)

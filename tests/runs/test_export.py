@@ -9,7 +9,6 @@ from pipelines import MAKERS
 from ctrl_rl import ControlledPipeline, load_run
 from ctrl_rl.cli import main
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.policies import LowRankPolicy
 
 pytest.importorskip("transformers")
 
@@ -73,9 +72,8 @@ def test_lora_in_a_stock_pipeline_is_the_policy_without_a_control(exported):
     settings = json.loads((folder / "control.json").read_text())
     pipeline = diffusers.DiffusionPipeline.from_pretrained(base)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = getattr(diffusers, settings["scheduler"]).from_config(
-        pipeline.scheduler.config
-    )
+    scheduler = getattr(diffusers, settings["scheduler"])
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     untrained = drawn(pipeline, ["a dog"] * 2, **settings["call"] | as_list(negative))
     pipeline.load_lora_weights(folder)
     images = drawn(pipeline, ["a dog"] * 2, **settings["call"] | as_list(negative))
@@ -99,8 +97,27 @@ def test_controlled_pipeline_draws_the_runs_samples(exported, strength, tmp_path
         asked = {"prompt": "a cat", "level": torch.tensor([0, 1])}
         expected = as_images(run.sample(asked, n=2, seed=3, strength=strength))
         torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
-    single = drawn(pipeline, "a cat", control={"level": 1}, strength=strength)
-    assert single.shape == (1, 3, 16, 16)
+    twice = drawn(pipeline, "a cat", {"level": 1}, strength, num_images_per_prompt=2)
+    expected = as_images(run.sample({"prompt": "a cat", "level": 1}, 2, 3, strength))
+    torch.testing.assert_close(twice, expected, rtol=0, atol=1e-5)
+
+
+def test_an_interrupted_call_leaves_the_adapters_on(exported, monkeypatch):
+    run, folder, _, _ = exported
+    pipeline = ControlledPipeline.from_pretrained(folder)
+    pipeline.pipeline.set_progress_bar_config(disable=True)
+    before = drawn(pipeline, "a cat", {"level": 1})
+    unet = pipeline.pipeline.unet
+    stock = unet.forward
+
+    def interrupted(*given, **named):
+        raise KeyboardInterrupt
+
+    unet.forward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        pipeline("a cat", {"level": 1}, strength=0.5)
+    unet.forward = stock
+    assert torch.equal(drawn(pipeline, "a cat", {"level": 1}), before)
 
 
 def test_controls_are_checked(exported):
@@ -126,7 +143,7 @@ def test_card_and_files(exported):
     card = (folder / "README.md").read_text()
     assert f"base_model: {base}" in card and "level (0 to 1)" in card
     assert f"| gap_nats | {run.summary['gap_nats']:.4g} |" in card
-    assert isinstance(run.policy, LowRankPolicy)
+    assert json.loads((folder / "control.json").read_text())["base_model"] == str(base)
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
