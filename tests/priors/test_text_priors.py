@@ -21,9 +21,15 @@ PROMPTS = ["a cat", "ein Hund 🐕", ""]
 K = 4
 
 
-@pytest.fixture(scope="module", params=MAKERS)
-def folder(request, tmp_path_factory):
-    return MAKERS[request.param](tmp_path_factory.mktemp("pipelines") / request.param)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipelines")
+    return {kind: make(folder / kind) for kind, make in MAKERS.items()}
+
+
+@pytest.fixture
+def folder(folders):
+    return folders["sd"]
 
 
 def brightness(sample, control):
@@ -60,8 +66,10 @@ def stock(folder, prompts, *, steps, seed, **given):
     [{}, {"guidance_scale": 1.0}, {"negative_prompt": "grey", "guidance_scale": 3.0}],
     ids=["default", "no-guidance", "negative"],
 )
+@pytest.mark.parametrize("kind", MAKERS)
 @torch.no_grad()
-def test_samples_are_the_stock_pipelines(folder, settings):
+def test_samples_are_the_stock_pipelines(kind, settings, folders):
+    folder = folders[kind]
     process = process_of(folder, **settings)
     assert process.sample_shape == (3, 16, 16)
     env = LatentEnv(process, num_envs=len(PROMPTS), seed=7)
@@ -77,8 +85,9 @@ def test_samples_are_the_stock_pipelines(folder, settings):
     assert not torch.allclose(images[0], images[1], atol=1e-2)  # the samples differ
 
 
-def test_policy_is_the_prior_at_the_start_and_learns_beside_it(folder):
-    process = process_of(folder)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_policy_is_the_prior_at_the_start_and_learns_beside_it(kind, folders):
+    process = process_of(folders[kind])
     policy = LowRankPolicy(prior=process.prior, kernel=process.kernel, controls=process.controls)
     env = LatentEnv(process, num_envs=4, seed=0)
     before = rollout(env, PriorPolicy(process.kernel))[keys.SAMPLE]
