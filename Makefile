@@ -36,7 +36,7 @@ results: $(INSTALLED)
 benchmark: $(INSTALLED)
 	$(BIN)/ctrl-rl benchmark launcher=joblib
 
-# Every agent on digits with the demo's policy, steps and budget, and rates that were tuned alike.
+# Every agent on digits with the demo's policy, steps and budget; rates and batch are tuned alike.
 DIGITS := policy=side_network trainer.learning_rate.network=1e-2 \
 	kernel.timesteps=[999,859,768,687,610,530,441,339,212,47]
 configs/settings/digits.yaml: | $(INSTALLED)

@@ -23,7 +23,7 @@ Precup, Bengio, "Discrete Probabilistic Inference as Control in Multi-path Envir
 arXiv 2402.10309.
 
 Deviations: flows relative to the prior's marginals; a square with a factor 1/2; no exploration
-noise.
+noise; v starts at the mean return of the first rollout (`FromFirstReturn`).
 
 Metrics: `loss_db`; `residual_rms` root of the mean square of all residuals, nats; `start_value`
 mean of v_0(x_0) over the batch, nats.

@@ -25,7 +25,11 @@ Deviations from the authors' published code:
   the mean squared difference of the two noise predictions, which weighs the steps differently.
 - An action is charged with the KLs that follow it. Theirs differentiates the penalty at every
   state and leaves out that actions choose the states, so its gradient is not that of reward - KL.
-- V is fitted to the soft return to go, theirs to the final reward.
+- V is fitted to the soft return to go, theirs to the final reward, and starts at the mean return of
+  the first rollout (`FromFirstReturn`).
+- G_k - V is centred: less its mean over the other episodes with the same control, at every step. V
+  is never quite up to date, and what it misses in all episodes alike would move the policy away
+  from all that it did. V still has to know what tells the episodes of a control apart.
 - Reward and KL have weight 1 each, in nats; the reward's weight is `env.guidance_strength`.
 - One optimizer step per rollout by default, theirs makes several. Where there are several, PPO's
   minimum of clipped and free ratio is used; theirs clamps the ratio, which also stops the gradient

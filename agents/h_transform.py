@@ -130,6 +130,11 @@ class HTransform(Agent):
         self.of_reward = RolloutPlan(gradients="pathwise")
         self.value_share, self.reward_share = value_share, reward_share
         self.needs_reward_gradient = reward_share > 0
+        if keys.PROMPT in task.controls:
+            raise ConfigError(
+                "agent=h_transform learns soft values of a prior without prompts, and this one has "
+                "prompts; use agent=ctrl, or any other agent"
+            )
         self.controls, self.critic = dict(task.controls), critic(task)
         self.followed = AveragedModel(self.critic, avg_fn=_moving_average(average))
         self.followed.requires_grad_(False)

@@ -26,6 +26,7 @@ Deviations:
   mean is the policy of no reward, and v is relative to the prior.
 - Batches are drawn evenly from the last `replay` episodes, the newest among them, instead of one
   step on new and one on old episodes chosen by their reward.
+- v starts at the mean return of the first rollout and not at 0, see `FromFirstReturn`.
 
 Metrics: `loss_pcl`; `residual_rms` root of the mean square of C, nats; `start_value` mean of
 v_0(x_0) over the batch, nats.

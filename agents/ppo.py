@@ -19,7 +19,10 @@ step move by about D * clip nats in the direction of the advantage.
 The advantage A_k is formed once per rollout, without a graph. Without a critic it is G_{k+1} minus
 its mean over the other episodes with the same control, where G_k = r - sum_{j >= k} KL_j. With a
 critic V(x_k, k, y) it is the generalised advantage estimate of the gains r_k - KL_k (r_k = r at the
-last step, else 0), and V is fitted to A_k + V_k, half the squared error averaged over steps.
+last step, else 0), and V is fitted to A_k + V_k, half the squared error averaged over steps; what
+weighs the ratio is A_k less its mean over the other episodes with the same control, as V is never
+quite up to date and what it misses in all episodes alike would move the policy away from all of
+them. V starts at the mean return of the first rollout (`FromFirstReturn`).
 
 References: Black, Janner, Du, Kostrikov, Levine, "Training Diffusion Models with Reinforcement
 Learning", ICLR 2024, arXiv 2305.13301 (DDPO-IS); Schulman, Wolski, Dhariwal, Radford, Klimov,

@@ -31,6 +31,8 @@ Deviations from common practice:
 - The temperature is fixed at 1 nat, since it is part of the objective J; none is tuned.
 - No squashing by tanh: latents have no bounds.
 - Steps come as whole episodes, drawn evenly; the targets follow once per rollout, not per step.
+- The mean return c of the first rollout is taken off every episode's reward, so that Q, which is
+  less by c everywhere, starts where returns are. J and its optimum do not change.
 
 Metrics: `loss_actor` nats per step; `loss_qvalue` sum of the critics' mean squared errors, nats
 squared; `entropy` mean of -log_ratio(a' | s_k) over steps, nats: an estimate of -KL.

@@ -24,7 +24,7 @@ GFlowNets from partial episodes for improved convergence and stability", ICML 20
 
 Deviations: relative to the prior (Venkatraman et al. 2024, arXiv 2405.20971), so that flows are
 soft values; v_0 is a function of the given start x_0 and not one number; a square with a factor
-1/2; no exploration noise.
+1/2; no exploration noise; v starts at the mean return of the first rollout (`FromFirstReturn`).
 
 Metrics: `loss_subtb`; `residual_rms` root of the weighted mean square of all residuals, nats;
 `start_value` mean of v_0(x_0) over the batch, nats.

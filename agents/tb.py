@@ -28,7 +28,8 @@ Malkin et al., "GFlowNets and variational inference", ICLR 2023, arXiv 2210.0058
 
 Deviations: the square has a factor 1/2, so that the gradient is that of J. Episodes are the
 policy's own or drawn evenly from the last ones; there is no exploration noise, no prioritised
-replay and no episode grown backwards from a sample.
+replay and no episode grown backwards from a sample. log Z_y starts at the mean return of the first
+rollout, not at 0: as a baseline far above all returns it would drive the policy off the prior.
 
 Metrics: `loss_tb`; `log_z` mean of the learned log Z_y over the batch, nats.
 """

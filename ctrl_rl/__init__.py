@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from ctrl_rl.api import LoadedRun as LoadedRun
     from ctrl_rl.api import load_run as load_run
     from ctrl_rl.api import make_env as make_env
+    from ctrl_rl.controlled_pipeline import ControlledPipeline as ControlledPipeline
 
 __version__ = "0.1.0"
-__all__ = ["LoadedRun", "__version__", "load_run", "make_env"]
+__all__ = ["ControlledPipeline", "LoadedRun", "__version__", "load_run", "make_env"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("LoadedRun", "load_run", "make_env"):
         return getattr(import_module("ctrl_rl.api"), name)
+    if name == "ControlledPipeline":
+        return import_module("ctrl_rl.controlled_pipeline").ControlledPipeline
     raise AttributeError(f"module 'ctrl_rl' has no attribute '{name}'")

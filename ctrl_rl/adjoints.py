@@ -38,7 +38,7 @@ def lean_adjoint(process: DenoisingProcess, episodes: TensorDict) -> Tensor:
     for k in range(num_steps, 0, -1):  # the latent x_k is the action of step k - 1
         with torch.enable_grad():
             x = episodes[keys.ACTION][:, k - 1].detach().requires_grad_(True)
-            loc = process.prior_loc(x, torch.full((len(x),), k, device=x.device))
+            loc = process.prior_loc(x, torch.full((len(x),), k, device=x.device), control)
             if k == num_steps:
                 target = process.reward(process.prior.decode(loc), control).sum()
             else:
@@ -64,7 +64,8 @@ def reward_gradient(process: DenoisingProcess, episodes: TensorDict) -> Tensor:
     for k, action in enumerate(episodes[keys.ACTION].unbind(1)):
         with torch.enable_grad():
             x = action.detach().requires_grad_(True)
-            estimate = process.clean_estimate(x, torch.full((len(x),), k + 1, device=x.device))
+            step = torch.full((len(x),), k + 1, device=x.device)
+            estimate = process.clean_estimate(x, step, control)
             reward = process.reward(process.prior.decode(estimate), control)
             found.append(torch.autograd.grad(reward.sum(), x)[0])
     return torch.stack(found, dim=1)
@@ -88,7 +89,7 @@ def log_ratio_gradient(
         step, control = state[keys.STEP], dict(state[keys.CONTROL].items())
         with torch.enable_grad():
             x = state[keys.X].clone().requires_grad_(True)
-            prior_loc = process.prior_loc(x, step)
+            prior_loc = process.prior_loc(x, step, control)
             loc = policy.loc(x, step, control, prior_loc)
             policy.calls += len(x)
             ratio = gaussian.log_ratio(state[keys.ACTION], loc, prior_loc, state[keys.SCALE])

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class LoadedRun:
 
     def sample(
         self,
-        control: int | Tensor | dict[str, int | Tensor],
+        control: int | Tensor | Mapping[str, int | str | Tensor],
         n: int = 16,
         seed: int = 0,
         strength: float = 1.0,
@@ -112,7 +112,8 @@ class LoadedRun:
         """Draw clean samples.
 
         Args:
-            control: a label, or labels by name of the control where there are several.
+            control: a label, or labels by name of the control where there are several; under
+                "prompt" one of the prior's prompts, or its place among them.
             n: number of samples.
             seed: same seed, same samples.
             strength: drift relative to the trained policy's: 0 is the prior, 1 the policy.
@@ -129,16 +130,28 @@ class LoadedRun:
         if not 0 <= strength < math.inf:
             raise ConfigError(f"strength={strength} must be >= 0; 0 is the prior, 1 the policy")
         build.check_seed(seed)
-        if not isinstance(control, dict):
-            if len(process.controls) != 1:
-                names = ", ".join(process.controls)
+        if not isinstance(control, Mapping):
+            if len(process.context) != 1:
+                names = ", ".join(process.context)
                 raise ConfigError(f"this run has the controls {names}; give labels by name")
-            control = {next(iter(process.controls)): control}
+            control = {next(iter(process.context)): control}
         policy = self.policy if strength == 1.0 else StrengthPolicy(self.policy, strength)
         env = LatentEnv(process, num_envs=n, seed=seed, device=self.env.device)
         with torch.no_grad():
-            samples: Tensor = rollout(env, policy, control=control)[keys.SAMPLE][:, -1]
+            labels = self._labels(control)
+            samples: Tensor = rollout(env, policy, control=labels)[keys.SAMPLE][:, -1]
         return samples
+
+    def _labels(self, control: Mapping[str, int | str | Tensor]) -> dict[str, int | Tensor]:
+        """The same with the place of a prompt for its text."""
+        labels: dict[str, int | Tensor] = {}
+        for name, value in control.items():
+            if isinstance(value, str):
+                if name != keys.PROMPT or self.prior.prompts is None:
+                    raise ConfigError(f"control {name}='{value}' must be a whole number, a label")
+                value = self.prior.prompts.place(value)
+            labels[name] = value
+        return labels
 
     def evaluate(
         self,

@@ -67,13 +67,13 @@ def branch(
     labels = episodes[keys.CONTROL][:, k].items()
     control = {name: label.repeat_interleave(copies, 0) for name, label in labels}
     with torch.no_grad():
-        prior_loc = process.prior_loc(x, step)
+        prior_loc = process.prior_loc(x, step, control)
     with torch.enable_grad():
         loc = policy.loc(x, step, control, prior_loc)
         policy.calls += len(x)
         scale = process.kernel.scale[step]
         action = gaussian.draw(loc, scale, generator)
-        estimate = process.prior.decode(process.clean_estimate(action, step + 1))
+        estimate = process.prior.decode(process.clean_estimate(action, step + 1, control))
         here = torch.arange(num_steps, device=device) == k
         per_copy = (process.reward(estimate, control), gaussian.kl(loc, prior_loc, scale))
         reward, kl = (

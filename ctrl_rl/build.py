@@ -152,9 +152,7 @@ def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
 
     One with networks of its own is a `_partial_` node and gets a `TaskSpec` as `task`.
     """
-    task = TaskSpec(
-        shape=process.shape, num_steps=process.num_steps, controls=dict(process.controls)
-    )
+    task = TaskSpec(shape=process.shape, num_steps=process.num_steps, controls=process.context)
     given = {"task": task} if config.agent.get("_partial_", False) else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(check_seed(config.seed))

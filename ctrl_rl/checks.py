@@ -40,6 +40,11 @@ def _first_episode(env: LatentEnv, learner: Learner, plan: RolloutPlan) -> Tenso
     process, policy = env.process, learner.policy
     try:
         episode = rollout(env, policy, plan=plan)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"a first rollout of {env.batch_size[0]} episodes does not fit into the device's "
+            "memory; use a smaller trainer.batch_size, or agent.checkpointing=true if it has that"
+        ) from error
     except RuntimeError as error:  # torch's kind for shapes that do not fit
         reason = " ".join(str(error).split())
         raise ConfigError(f"prior, policy and reward do not fit each other: {reason}") from error

@@ -19,6 +19,7 @@ _COMMANDS = {
     "train": "train an agent in a task, then evaluate it",
     "evaluate": "measure a run again",
     "sample": "draw from a run",
+    "export": "write a run as a LoRA and a pipeline for diffusers",
     "pretrain": "train a prior on a dataset",
     "benchmark": "compare agents over tasks and seeds",
     "classifier": "fit and calibrate a classifier",
@@ -35,6 +36,7 @@ _EXAMPLES = {
     "sample": """\
   ctrl-rl sample run=runs/demo control=3 n=64 seed=1
   ctrl-rl sample run=runs/demo control.digit=3 strength=1.5 out=pictures""",
+    "export": "  ctrl-rl export run=runs/sd out=exported",
     "benchmark": """\
   ctrl-rl benchmark agents=[ctrl,reinforce] tasks=[gaussian] seeds=[100,101,102]
   ctrl-rl benchmark launcher=joblib +launcher_settings.n_jobs=4

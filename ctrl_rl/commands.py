@@ -1,12 +1,14 @@
 """What the commands do; one function per command, each returns the exit code."""
 
+import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from ctrl_rl import build
+from ctrl_rl import build, keys
 from ctrl_rl.api import LoadedRun, load_run
 from ctrl_rl.composition import saved
 from ctrl_rl.errors import ConfigError, did_you_mean
@@ -17,6 +19,9 @@ from ctrl_rl.training import train_and_evaluate, write_results
 
 if TYPE_CHECKING:
     from ctrl_rl.benchmark.grid import Grid
+
+
+_LONGEST_NAME = 60  # characters of what was asked for, in the name of a file
 
 
 def train(config: DictConfig) -> int:
@@ -72,22 +77,45 @@ def sample(words: list[str]) -> int:
         raise ConfigError(f"give control= or {next(iter(named))}=, not both")
     n, seed = _whole("n", options.get("n", "16")), _whole("seed", options.get("seed", "0"))
     strength = _number("strength", options.get("strength", "1.0"))
-    labels: Any = {key.partition(".")[2]: _whole(key, value) for key, value in named.items()}
+    labels: Any = {}
+    for key, value in named.items():
+        name = key.partition(".")[2]
+        labels[name] = value if name == keys.PROMPT else _whole(key, value)
     labels = labels or _whole("control", options.get("control"))
     assert n is not None and seed is not None
     loaded = _load(options, "sample run=runs/demo control=3")
     if labels is None:
-        names = ", ".join(f"control.{name}=" for name in loaded.env.process.controls)
+        names = ", ".join(f"control.{name}=" for name in loaded.env.process.context)
         raise ConfigError(f"no control given; add control=LABEL, or {names}LABEL")
     samples = loaded.sample(labels, n=n, seed=seed, strength=strength)
     asked = ",".join(word.removeprefix("control.") for word in rest) or options["control"]
     folder = Path(options.get("out", loaded.run.path))
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"sample-{asked}-strength{strength:g}-seed{seed}"
+    safe = re.sub(r"[^\w=,.-]+", "_", asked)
+    if safe != asked or len(safe) > _LONGEST_NAME:  # a prompt may hold anything
+        safe = f"{safe[:_LONGEST_NAME]}-{hashlib.sha256(asked.encode()).hexdigest()[:6]}"
+    file = folder / f"sample-{safe}-strength{strength:g}-seed{seed}"
     np.savez(f"{file}.npz", samples=samples.cpu().numpy())
     title = f"{loaded.run.path.name}: control {asked}, strength {strength:g}"
     draw_grid(Path(f"{file}.png"), samples, title=title)
     say(f"{n} samples in {file}.png and .npz")
+    return 0
+
+
+def export(words: list[str]) -> int:
+    """Write a run's policy for diffusers."""
+    from ctrl_rl.export import export_run
+
+    options, rest = _take(words, "run", "checkpoint", "out")
+    if rest:
+        key = rest[0].partition("=")[0]
+        hint = did_you_mean(key, ("run", "out", "checkpoint"))
+        raise ConfigError(f"export does not take '{key}'; {hint}")
+    if "out" not in options:
+        raise ConfigError("where to? for example: ctrl-rl export run=runs/sd out=exported")
+    loaded = _load(options, "export run=runs/sd out=exported")
+    export_run(loaded, Path(options["out"]))
+    say(f"{options['out']}: a LoRA for stock pipelines, and the folder of a ControlledPipeline")
     return 0
 
 

@@ -45,7 +45,7 @@ def noisy_copies(
         signal = kernel.alpha_bar[step[0]]
         noise = torch.randn(clean.shape, generator=generator, device=generator.device)
         x = signal.sqrt() * clean + (1 - signal).sqrt() * noise
-        prior_loc = process.prior_loc(x, step)
+        prior_loc = process.prior_loc(x, step, control)
         policy.calls += len(x)
         copies = {
             keys.X: x,

@@ -8,6 +8,7 @@ A state has batch shape ``[B]``, a rollout ``[B, T]`` with ``T = K`` stochastic 
 | `x`                  | [B, T, *S]   | float32 |      | latent x_k before the action            |
 | `step`               | [B, T]       | int64   | step | k = 0 .. K-1, counts denoising steps    |
 | `(control, name)`    | [B, T]       | int64   |      | label of a control; its last row = null |
+| `(control, prompt)`  | [B, T]       | int64   |      | place of a prior's prompt; last = none  |
 | `action`             | [B, T, *S]   | float32 |      | next latent x_{k+1}                     |
 | `loc`                | [B, T, *S]   | float32 |      | mean of the policy's Gaussian           |
 | `scale`              | [B, T]       | float32 |      | its standard deviation, per dimension   |
@@ -35,6 +36,7 @@ A state has batch shape ``[B]``, a rollout ``[B, T]`` with ``T = K`` stochastic 
 X = "x"
 STEP = "step"
 CONTROL = "control"
+PROMPT = "prompt"
 ACTION = "action"
 LOC = "loc"
 SCALE = "scale"

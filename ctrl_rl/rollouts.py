@@ -35,13 +35,16 @@ def rollout(
         env: B environments.
         policy: where the actions come from, unless the plan has the prior act; their noise is drawn
             from the env's generator.
-        plan: what to keep the graph of; None keeps nothing.
+        plan: what to keep the graph of, None keeps nothing; and whether policy and prior recompute
+            activations from now on.
         control: labels by name, [B] or one for all; None draws them from the control law.
 
     Returns:
         [B, K] with every key of `ctrl_rl.keys`.
     """
     plan = plan or RolloutPlan(gradients=None)
+    for network in (policy, env.process):
+        network.set_checkpointing(plan.checkpointing)
     num_steps = env.process.num_steps
     first = _first_step_with_gradient(plan, num_steps, env.generator)
     initial = None

@@ -29,7 +29,7 @@ class Trainer:
         learner: policy, agent and optimizer.
         run: where metrics and checkpoints go.
         log_z: [conditions] nats, log Z of every condition in the process's order, for the live
-            estimate of the gap.
+            estimate of the gap; None for no such estimate.
         logger: a TorchRL logger, or None.
         report: called with the figures of every update, for a progress bar.
     """
@@ -40,7 +40,7 @@ class Trainer:
         env: LatentEnv,
         learner: Learner,
         run: Run,
-        log_z: Tensor,
+        log_z: Tensor | None,
         logger: Any = None,
         report: Callable[[dict[str, float]], None] = lambda figures: None,
     ) -> None:
@@ -106,10 +106,7 @@ class Trainer:
 
     def _one_update(self) -> dict[str, float]:
         replay = at_progress(self.replays, self.update / self.config.updates)
-        plan = replay.plan
-        self.policy.set_checkpointing(plan.checkpointing)
-        self.env.process.set_checkpointing(plan.checkpointing)
-        episode = rollout(self.env, self.policy, plan=plan)
+        episode = rollout(self.env, self.policy, plan=replay.plan)
         try:
             check_reward(self.env, episode)
             learned = self._learn(replay.batches(self.agent.prepare(episode), self.policy))
@@ -124,7 +121,7 @@ class Trainer:
             "update": self.update,
             "reward": episode_reward(episode).mean().item(),
             "kl": episode_kl(episode).mean().item(),
-            "gap_nats": self._gap(episode),
+            **self._gap(episode),
             **learned,
             "denoiser_calls": process.prior_calls + self.policy.calls,
             "reward_calls": process.reward_calls,
@@ -145,13 +142,15 @@ class Trainer:
             logged.append(figures | step)
         return {name: sum(each[name] for each in logged) / len(logged) for name in logged[0]}
 
-    def _gap(self, episode: TensorDict) -> float:
+    def _gap(self, episode: TensorDict) -> dict[str, float]:
         """Live estimate of the gap on the batch: log Z of its conditions minus its soft returns."""
+        if self.log_z is None:
+            return {}
         index = torch.zeros(episode.batch_size[0], dtype=torch.int64, device=episode.device)
         for name, num_labels in self.env.process.controls.items():
             index = index * num_labels + episode[keys.CONTROL, name][:, 0]
         returns = (episode_reward(episode) - episode_kl(episode)).detach()
-        return float((self.log_z.to(returns.device)[index] - returns).mean())
+        return {"gap_nats": float((self.log_z.to(returns.device)[index] - returns).mean())}
 
     def checkpoint(self) -> Checkpoint:
         """The state after the last finished update."""

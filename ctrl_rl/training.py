@@ -62,9 +62,12 @@ def train_and_evaluate(
         check_start(env, learner)
     if settings.denoiser_calls is not None:
         learner.config = settings = settings.within_budget(calls_per_update(env, learner))
-    log_z = prior_log_z(
-        process, settings.log_z_samples, batch_size=plan.batch_size, seed=_LOG_Z_SEED
-    )
+    # With prompts, every one of training would need prior samples of its own.
+    log_z = None
+    if process.prior.prompts is None:
+        log_z = prior_log_z(
+            process, settings.log_z_samples, batch_size=plan.batch_size, seed=_LOG_Z_SEED
+        )
     process.prior_calls = process.reward_calls = 0  # training is counted, not its preparation
     if run is None:
         run = Run.create(build.build_run_plan(config), OmegaConf.to_yaml(config))

@@ -73,8 +73,6 @@ def one_update(words: list[str], num_steps: int) -> tuple[Callable[[], None], li
     policy, agent = build_policy(config, process), build_agent(config, process)
     learner = Learner(policy, agent, build_trainer_config(config))
     env = LatentEnv(process, num_envs=4)
-    for each in (policy, process):
-        each.set_checkpointing(agent.plan.checkpointing)
 
     def run() -> None:
         episode = agent.prepare(rollout(env, policy, plan=agent.plan))

@@ -55,7 +55,7 @@ def sentence(task: str, agent: str, rows: Rows, place: str, report: str) -> str:
     """What came out for one agent."""
     return (
         f"**Result.** `{agent}` on {task}, {len(rows)} seeds, "
-        f"{mean(rows, 'denoiser_calls'):,.0f} denoiser calls, tuned rates: gap "
+        f"{mean(rows, 'denoiser_calls'):,.0f} denoiser calls, tuned rates and batch: gap "
         f"{mean(rows, 'gap_nats'):.2f} {interval(rows)} nats, held-out accuracy "
         f"{mean(rows, 'heldout_accuracy'):.2f}, KL {mean(rows, 'kl_nats'):.2f} nats; {place} "
         f"([report]({report}))."

@@ -47,7 +47,7 @@ class _ControlDynamics:
                 "step": spaces.Discrete(process.num_steps + 1),
                 **{
                     f"control_{name}": spaces.Discrete(num_labels + 1)
-                    for name, num_labels in process.controls.items()
+                    for name, num_labels in process.context.items()
                 },
             }
         )
@@ -88,7 +88,7 @@ class _ControlDynamics:
 
     def _prior_loc(self) -> Tensor:
         step = torch.full((self.num_envs,), self.step_index, device=self.x.device)
-        return self.process.prior_loc(self.x, step)
+        return self.process.prior_loc(self.x, step, self.control)
 
 
 def _copy(tensor: Tensor) -> NDArray[Any]:

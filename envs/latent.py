@@ -51,7 +51,7 @@ class LatentEnv(EnvBase):  # type: ignore[misc]
         shape = (num_envs, *process.shape)
         control = {
             name: Categorical(num_labels + 1, shape=(num_envs,), dtype=torch.int64)
-            for name, num_labels in process.controls.items()
+            for name, num_labels in process.context.items()
         }
         # Bounded and not Categorical: step K is a state too, though no action is taken there.
         step = Bounded(0, process.num_steps, shape=(num_envs,), dtype=torch.int64)
@@ -117,7 +117,7 @@ class LatentEnv(EnvBase):  # type: ignore[misc]
                 keys.X: x,
                 keys.STEP: step,
                 keys.CONTROL: TensorDict(dict(control), batch_size=self.batch_size),
-                keys.PRIOR_LOC: self.process.prior_loc(x, step),
+                keys.PRIOR_LOC: self.process.prior_loc(x, step, control),
                 keys.SAMPLE: sample,
             },
             batch_size=self.batch_size,

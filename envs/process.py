@@ -1,6 +1,7 @@
 """The denoising MDP itself, shared by the TorchRL env and the Gymnasium envs.
 
-K stochastic steps. State s_k = (x_k, k, y); action a_k = x_{k+1}; the transition is deterministic.
+K stochastic steps. State s_k = (x_k, k, c, y), c a prompt of the prior where it has any; action
+a_k = x_{k+1}; the transition is deterministic.
 Start x_0 ~ N(0, I). After the last action the read-out (the scheduler's noise-free last step, done
 by the frozen prior) and the decoder turn x_K into a clean sample, which is rewarded with
 
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ctrl_rl import keys
 from ctrl_rl.envs.control_laws import BalancedLaw, ControlLaw
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.kernels import TransitionKernel
@@ -58,6 +60,11 @@ class DenoisingProcess(nn.Module):
         self.reward_model = reward
         self.guidance_strength = float(guidance_strength)
         self.controls = dict(reward.controls)
+        if prior.prompts and keys.PROMPT in self.controls:
+            raise ConfigError(
+                f"the reward has a control named '{keys.PROMPT}', which is what the prior's own "
+                "condition is called; give the control another name"
+            )
         self.control_law = control_law or BalancedLaw()
         for num_labels in self.controls.values():
             self.control_law.check(num_labels)
@@ -88,22 +95,44 @@ class DenoisingProcess(nn.Module):
         return None if bound is None else self.guidance_strength * bound
 
     @property
+    def context(self) -> dict[str, int]:
+        """How many values everything has that an episode is given, without none: c and y."""
+        prompts = self.prior.prompts
+        return {**({keys.PROMPT: len(prompts.all)} if prompts else {}), **self.controls}
+
+    @property
     def conditions(self) -> list[dict[str, int]]:
-        """Every combination of labels, without null labels."""
-        names = list(self.controls)
-        ranges = (range(self.controls[name]) for name in names)
-        return [dict(zip(names, labels, strict=True)) for labels in itertools.product(*ranges)]
+        """Every prompt of an evaluation with every combination of labels, without null labels."""
+        ranges = [list(range(num_labels)) for num_labels in self.controls.values()]
+        prompts = self.prior.prompts
+        if prompts:
+            ranges.insert(0, [prompts.place(prompt) for prompt in prompts.evaluation])
+        names = list(self.context)
+        return [dict(zip(names, values, strict=True)) for values in itertools.product(*ranges)]
+
+    def name_of(self, condition: Mapping[str, int]) -> str:
+        """Readable name of a condition, such as "digit=3" or "prompt=cat, size=2"."""
+        prompts = self.prior.prompts
+        shown: dict[str, int | str] = dict(condition)
+        if prompts and keys.PROMPT in shown:
+            place = condition[keys.PROMPT]
+            shown[keys.PROMPT] = prompts.all[place] if place < len(prompts.all) else "(none)"
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
 
     def draw_start(self, n: int, generator: torch.Generator) -> Tensor:
         """x_0 ~ N(0, I): [n, *S]."""
         return torch.randn(n, *self.shape, generator=generator, device=generator.device)
 
     def draw_control(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Labels from the control law, each [n] int64."""
-        return {
+        """Labels from the control law, and prompts of training: each [n] int64."""
+        drawn = {
             name: self.control_law.draw(n, num_labels, generator)
             for name, num_labels in self.controls.items()
         }
+        if self.prior.prompts:
+            number = len(self.prior.prompts.training)  # they are the first ones
+            drawn = {keys.PROMPT: BalancedLaw().draw(n, number, generator), **drawn}
+        return drawn
 
     def check_control(
         self, control: Mapping[str, int | Sequence[int] | Tensor], n: int
@@ -111,8 +140,8 @@ class DenoisingProcess(nn.Module):
         """Turn given labels into tensors [n] int64 on the process's device.
 
         Args:
-            control: a label or [n] labels by name of the control; a control that is missing gets
-                its null label.
+            control: a label or [n] labels by name of the control, or places of prompts by "prompt";
+                what is missing gets its null label, or no prompt.
             n: number of episodes.
 
         Raises:
@@ -120,11 +149,11 @@ class DenoisingProcess(nn.Module):
         """
         device = self.kernel.scale.device
         for name in control:
-            if name not in self.controls:
-                hint = did_you_mean(name, self.controls)
+            if name not in self.context:
+                hint = did_you_mean(name, self.context)
                 raise ConfigError(f"unknown control '{name}'; {hint}")
         checked = {}
-        for name, num_labels in self.controls.items():
+        for name, num_labels in self.context.items():
             label = torch.as_tensor(control.get(name, num_labels), device=device)
             if label.is_floating_point() or ((label < 0) | (label > num_labels)).any():
                 raise ConfigError(
@@ -138,29 +167,32 @@ class DenoisingProcess(nn.Module):
             checked[name] = label.long().expand(n).clone()
         return checked
 
-    def prior_loc(self, x: Tensor, step: Tensor) -> Tensor:
+    def prior_loc(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """The prior's mean of the next latent [B, *S] at latents [B, *S] and steps [B].
 
-        At step K it is the read-out's result: the noise-free last step, or x itself where the
-        scheduler has none.
+        Of `control` it reads the prompts, where it has any. At step K it is the read-out's result:
+        the noise-free last step, or x itself where the scheduler has none.
         """
         read_out = int(step[0]) == self.num_steps  # episodes of a batch are in step
         if read_out and not self.kernel.has_read_out:
             return x
-        self.prior_calls += len(x)
-        denoised = self.prior.denoiser(x, self.kernel.timesteps[step])
-        return self.kernel.mean(x, denoised, step)
+        return self.kernel.mean(x, self._denoised(x, step, control), step)
 
-    def clean_estimate(self, x: Tensor, step: Tensor) -> Tensor:
+    def clean_estimate(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """The prior's estimate of the clean latent [B, *S] at latents [B, *S] and steps [B].
 
         Made in one call, clipped as the kernel does; at step K it is the read-out's result.
         """
         if int(step[0]) == self.num_steps:  # episodes of a batch are in step
-            return self.prior_loc(x, step)
-        self.prior_calls += len(x)
-        denoised = self.prior.denoiser(x, self.kernel.timesteps[step])
+            return self.prior_loc(x, step, control)
+        denoised = self._denoised(x, step, control)
         return denoised if self.kernel.clip is None else self.kernel.clip(denoised)
+
+    def _denoised(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        self.prior_calls += len(x)
+        prompt = control.get(keys.PROMPT)
+        denoised: Tensor = self.prior.denoiser(x, self.kernel.timesteps[step], prompt=prompt)
+        return denoised
 
     def reward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Reward times guidance strength: [B] nats."""

@@ -18,6 +18,11 @@ OPEN = {
     ("control_law", "fixed"): {"label": 1},
     ("control_law", "weighted"): {"probabilities": [0.5, 0.0, 0.2, 0.3]},
     ("prior", "diffusers"): {"path": "TINY_PIPELINE"},
+    ("policy", "low_rank"): {"targets": "[conv1,conv2]"},
+}
+TASKS = {  # whose prior has layers to adapt, and whose samples are images
+    ("policy", "low_rank"): "digits",
+    ("reward", "jpeg"): "digits",
 }
 # What the builder gives to a `_partial_` node of the group.
 GIVEN = {
@@ -31,6 +36,8 @@ GROUPS = ("agent", "control_law", "kernel", "policy", "prior", "reward")
 @cache
 def task_with(group: str, name: str) -> str:
     """The first task that uses a choice; the mixture where none does."""
+    if (group, name) in TASKS:
+        return TASKS[group, name]
     if group == "prior":
         return "gaussian"  # whose reward reads nothing of the prior's config
     for task in ("mixture2d", *choices("env")):

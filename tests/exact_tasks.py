@@ -19,7 +19,7 @@ def prior_means(process: DenoisingProcess) -> list[Callable[[np.ndarray], np.nda
         def mean(points: np.ndarray) -> np.ndarray:
             x = torch.as_tensor(np.ravel(points)).float()[:, None]
             step = torch.full((len(x),), k)
-            return process.prior_loc(x, step)[:, 0].double().numpy().reshape(np.shape(points))
+            return process.prior_loc(x, step, {})[:, 0].double().numpy().reshape(np.shape(points))
 
         return mean
 
@@ -48,8 +48,8 @@ def gaussian_oracle(process: DenoisingProcess, label: int) -> GaussianChainOracl
     slopes, offsets = [], []
     for k in range(process.num_steps + 1):
         step = torch.tensor([k])
-        offset = process.prior_loc(zero, step)
-        slopes.append(float((process.prior_loc(zero + 1, step) - offset)[0, 0]))
+        offset = process.prior_loc(zero, step, {})
+        slopes.append(float((process.prior_loc(zero + 1, step, {}) - offset)[0, 0]))
         offsets.append(offset[0].double().numpy())
     weights = process.guidance_strength * process.reward_model.weights[label].double().numpy()
     return GaussianChainOracle(slopes, offsets, scales(process), weights)

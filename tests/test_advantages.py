@@ -8,6 +8,7 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from ctrl_rl import keys
 from ctrl_rl.advantages import (
+    centred,
     condition_index,
     generalized_advantage,
     group_mean,
@@ -118,6 +119,17 @@ def test_step_advantage():
             rest = [after[a] for a in range(B) if index[a] == index[b] and a != b]
             rest = rest or [after[a] for a in range(B) if a != b]
             torch.testing.assert_close(found[b, k], after[b] - sum(rest) / len(rest))
+
+
+def test_centred_forgets_what_the_episodes_of_a_control_share_at_a_step():
+    rollout, values = rollout_of(), values_of(K)
+    index, found = condition_index(rollout).tolist(), centred(values, rollout)
+    for b in range(B):
+        others = [values[a] for a in range(B) if index[a] == index[b] and a != b]
+        others = others or [values[a] for a in range(B) if a != b]
+        torch.testing.assert_close(found[b], values[b] - sum(others) / len(others))
+    missed = 50 * torch.randn(K, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(centred(values + missed, rollout), found, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.7, 1.0])

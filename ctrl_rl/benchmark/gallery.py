@@ -44,7 +44,7 @@ def draw_gallery(path: Path, task: str, agents: Agents) -> None:
         for done, (agent, result) in enumerate(best.items(), start=1):
             run = load_run(result.cell.folder)
             rows[f"{agent}, {result.summary['gap_nats']:.3g}"] = [
-                run.sample({**condition}, n=count, seed=seed)
+                run.sample(condition, n=count, seed=seed)
                 for seed, condition in enumerate(process.conditions[:_MOST])
             ]
             report(done, {})

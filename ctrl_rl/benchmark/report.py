@@ -96,14 +96,15 @@ def _section(out: Path, task: str, agents: Agents) -> list[str]:
     lines += [f"- `{r.cell.name}` is {r.state}. {r.error}".rstrip() for r in missing]
     if not finished:
         return [*lines, ""]
-    draw_curves(out / f"gap-{task}.png", task, agents)
     draw_pareto(out / f"pareto-{task}.png", task, agents)
     draw_gallery(out / f"samples-{task}.png", task, agents)
     pictures = {
-        "gap": "Gap against denoiser calls and against seconds",
         "pareto": "Reward against KL",
         "samples": "Samples of every agent, of the exact conditional and of the prior",
     }
+    if all("gap_nats" in result.metrics()[0] for result in finished):  # not with prompts
+        draw_curves(out / f"gap-{task}.png", task, agents)
+        pictures = {"gap": "Gap against denoiser calls and against seconds", **pictures}
     for name, title in pictures.items():
         lines += ["", f"![{title}]({name}-{task}.png)"]
     return [*lines, ""]

@@ -7,7 +7,8 @@ For every condition y (a label of each control):
 - policy trajectories give the soft return J and log Z by importance weights (estimator B);
 - the policy's densities on the accepted trajectories give the evidence upper bound (EUBO).
 
-An unconditional prior does not see y, so one set of prior trajectories serves all conditions.
+The prior does not see y, so one set of its trajectories serves all conditions with the same prompt,
+and all conditions where it has no prompts.
 """
 
 import math
@@ -68,8 +69,8 @@ class Evaluation:
 
     Attributes:
         summary: figures for `summary.json`: the policy's at the top, `prior`, `exact`, `per_label`.
-        samples: for "prior", "policy" and "exact": clean samples [N, *D] of every condition; exact
-            is missing where rejection was not possible.
+        samples: for "prior", "policy" and "exact": clean samples [N, *D] of every condition, on the
+            CPU; exact is missing where rejection was not possible.
         conditions: names of the conditions, such as "digit=3".
     """
 
@@ -78,28 +79,30 @@ class Evaluation:
     conditions: list[str]
 
 
-def name_of(condition: Condition) -> str:
-    """Readable name of a condition: "digit=3"."""
-    return ", ".join(f"{name}={label}" for name, label in condition.items())
-
-
-def draw_prior(process: DenoisingProcess, n: int, *, batch_size: int, seed: int) -> TensorDict:
-    """Roll the prior out: [n, K] with latents, actions, prior means and samples."""
+def draw_prior(
+    process: DenoisingProcess, n: int, *, batch_size: int, seed: int, prompt: int | None = None
+) -> tuple[TensorDict, Tensor]:
+    """Roll the prior out: [n, K] with latents, actions and prior means, and samples [n, *D]."""
     policy = PriorPolicy(process.kernel)
-    kept = (keys.X, keys.STEP, keys.ACTION, keys.PRIOR_LOC, keys.SCALE, keys.SAMPLE)
-    parts = []
+    control = None if prompt is None else {keys.PROMPT: prompt}
+    kept = (keys.X, keys.STEP, keys.ACTION, keys.PRIOR_LOC, keys.SCALE)
+    parts, samples = [], []
     for index, size in enumerate(_chunks(n, batch_size)):
         env = LatentEnv(
             process, num_envs=size, seed=seed + index, device=process.kernel.scale.device
         )
-        part = rollout(env, policy).select(*kept)
-        parts.append(part)
-    return cat(parts, 0)
+        episodes = rollout(env, policy, control=control)
+        parts.append(episodes.select(*kept))
+        samples.append(episodes[keys.SAMPLE][:, -1])  # by itself: it is a view along the steps
+    return cat(parts, 0), torch.cat(samples)
 
 
 def prior_log_z(process: DenoisingProcess, n: int, *, batch_size: int, seed: int) -> Tensor:
-    """Log-mean-exp of the reward over n prior samples, for every condition: [conditions] nats."""
-    sample = draw_prior(process, n, batch_size=batch_size, seed=seed)[keys.SAMPLE][:, -1]
+    """Log-mean-exp of the reward over n prior samples, for every condition: [conditions] nats.
+
+    For priors without prompts.
+    """
+    _, sample = draw_prior(process, n, batch_size=batch_size, seed=seed)
     rewards = [_reward(process, sample, condition) for condition in process.conditions]
     return torch.stack(rewards).logsumexp(1) - math.log(n)
 
@@ -127,9 +130,7 @@ def evaluate(
     with torch.no_grad():
         conditions = process.conditions
         judge = Judge(process.reward_model, dict(heldout or {}), process.controls)
-        prior = draw_prior(process, plan.prior_samples, batch_size=plan.batch_size, seed=plan.seed)
-        prior_sample = prior[keys.SAMPLE][:, -1]
-        generator = torch.Generator(device=prior_sample.device).manual_seed(plan.seed)
+        generator = torch.Generator(device=process.kernel.scale.device).manual_seed(plan.seed)
         report(0, len(conditions))
         gaps: list[GapReport] = []
         rows: dict[str, list[Quality]] = {"prior": [], "policy": [], "exact": []}
@@ -137,7 +138,17 @@ def evaluate(
         samples: dict[str, list[Tensor]] = {"prior": [], "policy": [], "exact": []}
         kl: list[float] = []
         bound = process.reward_upper_bound if plan.exact_samples else None
+        prompt: int | None = None
         for index, condition in enumerate(conditions):
+            if index == 0 or condition.get(keys.PROMPT) != prompt:  # they come prompt by prompt
+                prompt = condition.get(keys.PROMPT)
+                prior, prior_sample = draw_prior(
+                    process,
+                    plan.prior_samples,
+                    batch_size=plan.batch_size,
+                    seed=plan.seed,
+                    prompt=prompt,
+                )
             reward = _reward(process, prior_sample, condition)
             found: dict[str, tuple[Tensor, Tensor]] = {"prior": (prior_sample, reward)}
             accepted_log_weights = None
@@ -147,11 +158,12 @@ def evaluate(
                 log_ratio = _log_ratio_on(prior[accepted], policy, condition, plan.batch_size)
                 accepted_log_weights = reward[accepted] - log_ratio
                 found["exact"] = (prior_sample[accepted], reward[accepted])
-            episodes = _roll_policy(process, policy, condition, plan, index)
+            episodes, policy_sample = _roll_policy(process, policy, condition, plan, index)
             policy_reward = episode_reward(episodes)
             if not torch.isfinite(policy_reward).all():
-                raise NonFiniteError(f"the policy's reward is not finite for {name_of(condition)}")
-            found["policy"] = (episodes[keys.SAMPLE][:, -1], policy_reward)
+                named = process.name_of(condition)
+                raise NonFiniteError(f"the policy's reward is not finite for {named}")
+            found["policy"] = (policy_sample, policy_reward)
             gaps.append(
                 gap_report(
                     policy_reward=policy_reward,
@@ -168,9 +180,9 @@ def evaluate(
             for name, (sample, values) in found.items():
                 rows[name].append(judge(sample, condition))
                 rewards[name].append(float(values.mean()) if len(values) else math.nan)
-                samples[name].append(sample)
+                samples[name].append(sample.cpu())
             report(index + 1, len(conditions))
-    names = [name_of(condition) for condition in conditions]
+    names = [process.name_of(condition) for condition in conditions]
     if not rows["exact"]:
         samples.pop("exact")
     summary = _summarise(names, gaps, rows, rewards, kl, judge)
@@ -181,7 +193,7 @@ def _reward(process: DenoisingProcess, sample: Tensor, condition: Condition) -> 
     reward = process.reward(sample, process.check_control(condition, len(sample)))
     if not torch.isfinite(reward).all():
         raise NonFiniteError(
-            f"the reward of samples of the prior is not finite for {name_of(condition)}"
+            f"the reward of samples of the prior is not finite for {process.name_of(condition)}"
         )
     return reward
 
@@ -192,14 +204,15 @@ def _roll_policy(
     condition: Condition,
     plan: EvaluationPlan,
     index: int,
-) -> TensorDict:
-    parts = []
+) -> tuple[TensorDict, Tensor]:
+    parts, samples = [], []
     for chunk, size in enumerate(_chunks(plan.policy_samples, plan.batch_size)):
         seed = plan.seed + 10_000 * (index + 1) + chunk  # apart from the prior's and each other
         env = LatentEnv(process, num_envs=size, seed=seed, device=process.kernel.scale.device)
         episodes = rollout(env, policy, control=condition)
-        parts.append(episodes.select(keys.NEXT_REWARD, keys.KL, keys.LOG_RATIO, keys.SAMPLE))
-    return cat(parts, 0)
+        parts.append(episodes.select(keys.NEXT_REWARD, keys.KL, keys.LOG_RATIO))
+        samples.append(episodes[keys.SAMPLE][:, -1])
+    return cat(parts, 0), torch.cat(samples)
 
 
 def _log_ratio_on(

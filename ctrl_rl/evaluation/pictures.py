@@ -1,5 +1,6 @@
 """samples.png: prior, policy and exact conditional side by side, one row per label."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def draw_table(
     for axis, heading in zip(axes[0], headings, strict=True):
         axis.set_title(heading, fontsize=10)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def draw_grid(path: Path, sample: Tensor, *, title: str, columns: int = 8) -> None:
@@ -98,7 +99,13 @@ def draw_grid(path: Path, sample: Tensor, *, title: str, columns: int = 8) -> No
     else:
         _draw_points(axis, sample, _limits([sample]))
     axis.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a prompt: drawn as a box
+        figure.savefig(path, dpi=110)
 
 
 def _from_row(sample: Tensor, row: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from ctrl_rl.policies.drift import DriftPolicy as DriftPolicy
 from ctrl_rl.policies.fine_tuned import FineTunedPolicy as FineTunedPolicy
+from ctrl_rl.policies.low_rank import AdaptedDenoiser as AdaptedDenoiser
+from ctrl_rl.policies.low_rank import LowRankPolicy as LowRankPolicy
 from ctrl_rl.policies.policy import DenoisingPolicy as DenoisingPolicy
 from ctrl_rl.policies.policy import PriorPolicy as PriorPolicy
 from ctrl_rl.policies.policy import StrengthPolicy as StrengthPolicy

@@ -5,6 +5,7 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
+from ctrl_rl import keys
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.nets import ControlEmbedding
@@ -51,7 +52,8 @@ class FineTunedPolicy(DenoisingPolicy):
     ) -> Tensor:
         """Mean of the kernel's step from the fine-tuned clean estimate."""
         del prior_loc
-        denoised = self.denoiser(x, self.kernel.timesteps[step], self.embedding(control))
+        embedding, prompt = self.embedding(control), control.get(keys.PROMPT)
+        denoised = self.denoiser(x, self.kernel.timesteps[step], embedding, prompt)
         return self.kernel.mean(x, denoised, step)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

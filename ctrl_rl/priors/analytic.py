@@ -38,8 +38,11 @@ class MixtureDenoiser(Denoiser):
         self.register_buffer("means", torch.as_tensor(means, dtype=torch.float32))
         self.register_buffer("alpha_bar", signal_levels(scheduler_config), persistent=False)
 
-    def denoise(self, x: Tensor, timestep: Tensor, embedding: Tensor | None) -> Tensor:
+    def denoise(
+        self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor | None
+    ) -> Tensor:
         """Closed form; the embedding is not used, a policy adds its own correction."""
+        del embedding, prompt
         alpha_bar = self.alpha_bar[timestep][:, None, None]  # [B, 1, 1]
         signal = alpha_bar.sqrt()
         variance = alpha_bar * self.std**2 + 1 - alpha_bar

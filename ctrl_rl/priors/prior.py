@@ -15,6 +15,7 @@ Any network becomes a prior in three lines::
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,32 +43,42 @@ class Denoiser(FixedPrecision, ABC):
         self.checkpointing = False
 
     @abstractmethod
-    def denoise(self, x: Tensor, timestep: Tensor, embedding: Tensor | None) -> Tensor:
+    def denoise(
+        self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor | None
+    ) -> Tensor:
         """Estimate the clean latent; shapes as in `forward`."""
 
-    def forward(self, x: Tensor, timestep: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        embedding: Tensor | None = None,
+        prompt: Tensor | None = None,
+    ) -> Tensor:
         """Estimate the clean latent.
 
         Args:
             x: [B, *S] noisy latent.
             timestep: [B] int64 training timestep.
             embedding: [B, E] control embedding, or None for the pretrained model as it is.
+            prompt: [B] int64 places in the prior's prompts, or None for a prior without.
 
         Returns:
             [B, *S] float32.
         """
         if self.checkpointing and torch.is_grad_enabled():
-            output = checkpoint(self.denoise, x, timestep, embedding, use_reentrant=False)
+            output = checkpoint(self.denoise, x, timestep, embedding, prompt, use_reentrant=False)
             assert isinstance(output, Tensor)
             return output
-        return self.denoise(x, timestep, embedding)
+        return self.denoise(x, timestep, embedding, prompt)
 
 
 class NetworkDenoiser(Denoiser):
     """A network with a diffusers prediction type as a denoiser.
 
     Args:
-        network: called as ``network(x, timestep, embedding)``; returns [B, *S].
+        network: called as ``network(x, timestep, embedding)``, with a fourth argument ``prompt``
+            where the prior has prompts; returns [B, *S].
         scheduler_config: a diffusers scheduler's config: betas and `prediction_type`
             (`epsilon`; `v_prediction`, Salimans and Ho 2022, app. D; or `sample`).
         embedding_features: width of the control embedding that the network accepts; 0 for none.
@@ -97,10 +108,15 @@ class NetworkDenoiser(Denoiser):
         self.register_buffer("signal", alpha_bar.sqrt(), persistent=False)
         self.register_buffer("noise", (1 - alpha_bar).sqrt(), persistent=False)
 
-    def denoise(self, x: Tensor, timestep: Tensor, embedding: Tensor | None) -> Tensor:
+    def denoise(
+        self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor | None
+    ) -> Tensor:
         """Run the network and convert its prediction to the clean latent, in float32."""
         weights = next(self.network.parameters(), x)
-        prediction = self.network(x.to(weights.dtype), timestep, embedding).float()
+        given = (x.to(weights.dtype), timestep, embedding)
+        # So that a network without prompts need not know of them.
+        output = self.network(*given) if prompt is None else self.network(*given, prompt)
+        prediction = output.float()
         if self.prediction_type == "sample":
             return prediction
         signal = expand_to(self.signal[timestep], x)
@@ -108,6 +124,37 @@ class NetworkDenoiser(Denoiser):
         if self.prediction_type == "v_prediction":
             return signal * x.float() - noise * prediction
         return (x.float() - noise * prediction) / signal
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prior's own conditions: what it was trained to draw.
+
+    Attributes:
+        training: drawn, as often as each other, for the episodes of training.
+        evaluation: those that an evaluation goes through.
+    """
+
+    training: tuple[str, ...]
+    evaluation: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every prompt once, in the order of their places; the place behind the last is none."""
+        return tuple(dict.fromkeys((*self.training, *self.evaluation)))
+
+    def place(self, prompt: str) -> int:
+        """Where a prompt is in `all`.
+
+        Raises:
+            ConfigError: it is none of them.
+        """
+        if prompt not in self.all:
+            raise ConfigError(
+                f"unknown prompt '{prompt}'; {did_you_mean(prompt, self.all)}; others can be added "
+                "to prior.evaluation_prompts"
+            )
+        return self.all.index(prompt)
 
 
 class Prior(nn.Module):
@@ -118,6 +165,7 @@ class Prior(nn.Module):
         scheduler_config: config of the diffusers scheduler that it was trained with.
         shape: shape of one latent, without the batch.
         decoder: latent to sample, differentiable; None where latents are samples.
+        prompts: the prior's own conditions c; None where it has none.
     """
 
     def __init__(
@@ -127,9 +175,11 @@ class Prior(nn.Module):
         *,
         shape: tuple[int, ...],
         decoder: nn.Module | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.prompts = prompts
         self.scheduler_config = dict(scheduler_config)
         self.shape = tuple(shape)
         self.decoder = nn.Identity() if decoder is None else decoder
@@ -144,6 +194,10 @@ class Prior(nn.Module):
         return super().train(False)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent [B, *S] to sample [B, *D]."""
+        """Latent [B, *S] to sample [B, *D]; recomputes activations where the denoiser does."""
+        if self.denoiser.checkpointing and torch.is_grad_enabled():
+            # One by one, so that the backward pass holds the activations of a single sample.
+            parts = [checkpoint(self.decoder, x, use_reentrant=False) for x in latent.split(1)]
+            return torch.cat([part for part in parts if isinstance(part, Tensor)])
         decoded: Tensor = self.decoder(latent)
         return decoded

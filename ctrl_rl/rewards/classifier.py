@@ -18,7 +18,10 @@ from ctrl_rl.rewards.reward import Reward
 
 
 class LabelModel(Protocol):
-    """Anything that gives normalised log-probabilities of labels."""
+    """Anything that gives normalised log-probabilities of labels.
+
+    One whose result has no gradient says `differentiable = False`.
+    """
 
     num_labels: int
 
@@ -28,7 +31,7 @@ class LabelModel(Protocol):
 
 
 class ClassifierReward(Reward):
-    """Weighted sum of log-probabilities; at most 0, differentiable.
+    """Weighted sum of log-probabilities; at most 0, differentiable if all classifiers are.
 
     Args:
         classifiers: one calibrated classifier per named control.
@@ -55,7 +58,9 @@ class ClassifierReward(Reward):
         self.requires_grad_(False).eval()
         self.weights = {name: float(weights.get(name, 1.0)) for name in classifiers}
         self.controls = {name: model.num_labels for name, model in classifiers.items()}
-        self.differentiable = True
+        self.differentiable = all(
+            getattr(model, "differentiable", True) for model in classifiers.values()
+        )
         self.upper_bound = 0.0
 
     def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:

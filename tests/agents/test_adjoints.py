@@ -38,12 +38,12 @@ def full_adjoint(
     x, kl = start, torch.zeros(())
     for k in range(first, process.num_steps):
         step = torch.full((len(x),), k)
-        prior_loc = process.prior_loc(x, step)
+        prior_loc = process.prior_loc(x, step, {})
         loc = policy.loc(x, step, control, prior_loc)
         wide = expand_to(process.kernel.scale[step], x)
         kl = kl + ((loc - prior_loc) / wide).square().sum() / 2
         x = loc + (episode[keys.ACTION] - episode[keys.LOC])[:, k]
-    clean = process.prior_loc(x, torch.full((len(x),), process.num_steps))
+    clean = process.prior_loc(x, torch.full((len(x),), process.num_steps), {})
     target = process.reward(process.prior.decode(clean), control).sum() - kl
     return torch.autograd.grad(target, start)[0]
 
@@ -126,7 +126,7 @@ def test_log_ratio_gradient_is_the_derivative() -> None:
     @torch.no_grad()
     def log_ratio(x: Tensor, k: int) -> Tensor:
         step = torch.full((len(x),), k)
-        prior_loc = env.process.prior_loc(x, step)
+        prior_loc = env.process.prior_loc(x, step, {})
         laws = (policy.loc(x, step, control, prior_loc), prior_loc)
         wide = expand_to(env.process.kernel.scale[step], x)
         return_of = [torch.distributions.Normal(loc.double(), wide.double()) for loc in laws]

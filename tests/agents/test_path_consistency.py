@@ -87,7 +87,7 @@ def tb(log_z: float | list[float]) -> TrajectoryBalance:
     """TB with given numbers log Z, by label; the null label's is 0."""
     agent = TrajectoryBalance(task=TASK)
     with torch.no_grad():
-        agent.log_z.table.weight[: len(ORACLES), 0] = torch.as_tensor(log_z)
+        agent.log_z.network.table.weight[: len(ORACLES), 0] = torch.as_tensor(log_z)
     return agent
 
 

@@ -277,7 +277,7 @@ def test_noisy_copies_follow_the_forward_process_and_its_posterior() -> None:
     assert torch.equal(moved[keys.NEXT_REWARD], episode[keys.NEXT_REWARD])
     assert torch.equal(moved[keys.LOG_RATIO], episode[keys.LOG_RATIO])
     torch.testing.assert_close(
-        env.process.prior_loc(copies[keys.X][:, 1], episode[keys.STEP][:, 1]),
+        env.process.prior_loc(copies[keys.X][:, 1], episode[keys.STEP][:, 1], {}),
         copies[keys.PRIOR_LOC][:, 1],
     )
 

@@ -93,7 +93,7 @@ def test_one_step_estimate_has_the_soft_values_gradient_on_the_gaussian_task() -
     for label, oracle in enumerate(oracles(process)):
         for k in range(1, K + 1):
             x = torch.zeros(1, *process.shape, requires_grad=True)
-            estimate = process.clean_estimate(x, torch.tensor([k]))
+            estimate = process.clean_estimate(x, torch.tensor([k]), {})
             reward = process.reward(estimate, {"direction": torch.tensor([label])})
             (gradient,) = torch.autograd.grad(reward.sum(), x)
             exact = torch.as_tensor(oracle.value_weights[k]).float()

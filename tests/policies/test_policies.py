@@ -83,10 +83,8 @@ def test_fine_tuned_policy_starts_as_the_prior_bit_for_bit(
     checkpointing: bool,
 ) -> None:
     fine_tuned.train()
-    fine_tuned.set_checkpointing(checkpointing)
-    process.set_checkpointing(checkpointing)
     for num_envs in (1, 7):
-        plan = RolloutPlan(gradients="pathwise", truncation=truncation)
+        plan = RolloutPlan(gradients="pathwise", truncation=truncation, checkpointing=checkpointing)
         episode = rollout(LatentEnv(process, num_envs=num_envs), fine_tuned, plan=plan)
         assert torch.equal(episode[keys.LOC], episode[keys.PRIOR_LOC])
         check_invariants(episode, plan)
@@ -134,11 +132,8 @@ def test_checkpointing_gives_the_same_gradients(process: DenoisingProcess) -> No
         policy = FineTunedPolicy(
             prior=process.prior, kernel=process.kernel, controls=process.controls
         )
-        policy.set_checkpointing(checkpointing)
-        process.set_checkpointing(checkpointing)
-        soft_return(
-            LatentEnv(process, num_envs=4, seed=3), policy, RolloutPlan(gradients="pathwise")
-        ).backward()
+        plan = RolloutPlan(gradients="pathwise", checkpointing=checkpointing)
+        soft_return(LatentEnv(process, num_envs=4, seed=3), policy, plan).backward()
         gradients.append([p.grad for p in policy.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
     for plain, recomputed in zip(*gradients, strict=True):

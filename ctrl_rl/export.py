@@ -1,0 +1,104 @@
+"""A run for diffusers: a LoRA for stock pipelines, a `ControlledPipeline`, a model card."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from ctrl_rl.api import LoadedRun
+from ctrl_rl.assets import resolve
+from ctrl_rl.controlled_pipeline import ADAPTERS, write_control
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.policies import LowRankPolicy
+
+_SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}  # by the choice of kernel
+_NETWORK = "network.unet."  # where the prior has the pipeline's UNet
+
+
+def export_run(run: LoadedRun, folder: Path) -> None:
+    """Write a run.
+
+    Args:
+        run: with adapters on a text-to-image pipeline.
+        folder: gets the adapters, the tables of the controls, control.json and README.md.
+
+    Raises:
+        ConfigError: the run has no adapters, or its prior is no text-to-image pipeline.
+    """
+    config, policy, prior = run.config, run.policy, run.prior
+    if not isinstance(policy, LowRankPolicy) or prior.prompts is None:
+        raise ConfigError(
+            f"{run.run.path} has policy={config.choices.policy} and prior={config.choices.prior}; "
+            "what can be exported is policy=low_rank on a text-to-image pipeline"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    here = resolve(config.prior.path)
+    base = str(here.resolve()) if here.is_dir() else str(config.prior.path)
+    kind = diffusers.DiffusionPipeline.load_config(base)["_class_name"]
+    weights = {
+        name.removeprefix(_NETWORK): weight.cpu().contiguous()
+        for name, weight in policy.denoiser.adapter_weights().items()
+    }
+    getattr(diffusers, kind).save_lora_weights(folder, weights, weight_name=ADAPTERS)
+    kernel = run.env.process.kernel
+    call: dict[str, Any] = {
+        "num_inference_steps": len(kernel.timesteps),  # the read-out included
+        "guidance_scale": config.prior.guidance_scale,
+        "negative_prompt": config.prior.negative_prompt or None,
+    }
+    if config.choices.kernel == "ddim":
+        call["eta"] = config.kernel.eta
+    if config.kernel.get("timesteps"):
+        call["timesteps"] = list(config.kernel.timesteps)
+    settings = {
+        "base_model": base,
+        "pipeline": kind,
+        "dtype": config.prior.dtype,
+        "scheduler": _SCHEDULERS[config.choices.kernel],
+        "controls": run.env.process.controls,
+        "read_out": kernel.has_read_out,
+        "call": call,
+    }
+    write_control(folder, policy.embedding, settings)
+    (folder / "README.md").write_text(_card(run, settings))
+
+
+_READ_OUT = " (but for the last step, without noise, which was trained as the base model's)"
+_FIGURES = ("task", "agent", "seed", "steps", "gap_nats", "kl_nats", "reward", "accuracy")
+
+
+def _card(run: LoadedRun, settings: dict[str, Any]) -> str:
+    """The model card."""
+    controls = ", ".join(f"{name} (0 to {n - 1})" for name, n in settings["controls"].items())
+    figures = "\n".join(
+        f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
+        for name in _FIGURES
+        if (value := run.summary.get(name)) is not None
+    )
+    example = {name: 0 for name in settings["controls"]}
+    return f"""\
+---
+base_model: {settings["base_model"]}
+library_name: diffusers
+tags: [ctrl_rl, lora, text-to-image]
+---
+# {run.run.path.name}
+
+{settings["pipeline"]} `{settings["base_model"]}` with a control beside the prompt: {controls}.
+Trained by soft reinforcement learning (CTRL, arXiv 2406.12120) with `ctrl_rl`.
+
+```python
+from ctrl_rl import ControlledPipeline
+
+pipeline = ControlledPipeline.from_pretrained("path/to/this/folder")
+image = pipeline("a cat", control={example}, strength=1.0).images[0]
+```
+
+`{ADAPTERS}` by itself loads into a stock pipeline by `load_lora_weights` and gives the
+trained model without a control{_READ_OUT if settings["read_out"] else ""}. The base model's
+licence holds for what it draws.
+
+| figure, nats where it has a unit | |
+|---|---:|
+{figures}
+"""

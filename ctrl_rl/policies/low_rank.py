@@ -1,0 +1,197 @@
+"""Low-rank adapters on the prior's own network: no second copy, for networks of any size."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ctrl_rl import keys
+from ctrl_rl.errors import ConfigError, check_sizes
+from ctrl_rl.kernels import TransitionKernel
+from ctrl_rl.nets import ControlEmbedding
+from ctrl_rl.policies.policy import DenoisingPolicy
+from ctrl_rl.priors import Denoiser, Prior
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # what diffusers calls the four projections
+
+
+class LowRankPolicy(DenoisingPolicy):
+    """The prior's network with adapters switched on, and a zero-initialised embedding of y.
+
+    Every adapted layer computes W x + (alpha / rank) B A x with B = 0 at the start (Hu et al.,
+    "LoRA", ICLR 2022, arXiv 2106.09685), by peft. The reference is the same network with the
+    adapters off, as they are whenever this policy does not run: other callers of the prior see
+    nothing of them. At initialisation both outputs are equal bit for bit. Several policies can
+    stand on one prior.
+
+    Args:
+        prior: the pretrained model; its denoiser must accept an embedding.
+        kernel: the transition kernel.
+        controls: number of labels of each named control.
+        rank: of every adapter.
+        alpha: adapters are multiplied by alpha / rank; None for alpha = rank.
+        targets: ends of the names of the layers to adapt, linear or convolutional.
+
+    Raises:
+        ConfigError: peft is not installed, no layer of that name, a size below 1, or no input for
+            an embedding.
+    """
+
+    def __init__(
+        self,
+        *,
+        prior: Prior,
+        kernel: TransitionKernel,
+        controls: Mapping[str, int],
+        rank: int = 4,
+        alpha: int | None = None,
+        targets: Sequence[str] = ATTENTION,
+    ) -> None:
+        super().__init__(kernel)
+        check_sizes("policy", rank=rank)
+        if prior.denoiser.embedding_features == 0:
+            raise ConfigError(
+                "policy=low_rank needs a prior that takes a control embedding, "
+                f"{type(prior.denoiser).__name__} takes none; use policy=side_network or drift"
+            )
+        self.denoiser = AdaptedDenoiser(
+            prior.denoiser, rank=rank, alpha=rank if alpha is None else alpha, targets=targets
+        )
+        self.embedding = ControlEmbedding(controls, prior.denoiser.embedding_features)
+
+    def loc(
+        self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
+    ) -> Tensor:
+        """Mean of the kernel's step from the adapted network's clean estimate."""
+        del prior_loc
+        embedding, prompt = self.embedding(control), control.get(keys.PROMPT)
+        denoised = self.denoiser(x, self.kernel.timesteps[step], embedding, prompt)
+        return self.kernel.mean(x, denoised, step)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The embedding starts at 0 and learns with a rate of its own."""
+        return {
+            "network": list(self.denoiser.parameters()),
+            "embedding": list(self.embedding.parameters()),
+        }
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Recompute the network's activations in the backward pass."""
+        self.denoiser.checkpointing = enabled
+
+
+class AdaptedDenoiser(Denoiser):
+    """A denoiser with low-rank adapters that are on only while this one runs.
+
+    Its parameters and its state are those of the adapters, in float32; the network stays the
+    prior's.
+
+    Args:
+        denoiser: the prior's; adapters are put into its network.
+        rank: of every adapter.
+        alpha: adapters are multiplied by alpha / rank.
+        targets: ends of the names of the layers to adapt.
+
+    Raises:
+        ConfigError: peft is not installed, or no layer of that name.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, *, rank: int, alpha: int, targets: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self._denoiser = [denoiser]  # in a list, as the prior is no part of this module
+        self._settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "targets": tuple(targets)}
+        before = {p for p in denoiser.parameters() if p.requires_grad}
+        self.name, layers = _inject(denoiser, rank=rank, alpha=alpha, targets=targets)
+        for parameter in before:  # peft has frozen the adapters of other policies
+            parameter.requires_grad_(True)
+        self._layers = list(layers.values())
+        with self._switched(on=False):
+            pass
+        self.adapters = nn.ModuleDict(
+            {
+                path.replace(".", "/"): nn.ModuleDict(
+                    {"down": layer.lora_A[self.name], "up": layer.lora_B[self.name]}
+                )
+                for path, layer in layers.items()
+            }
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AdaptedDenoiser":
+        """Other adapters of the same values on the same network: a moving average needs no more."""
+        copy = AdaptedDenoiser(self._denoiser[0], **self._settings)
+        copy.load_state_dict(self.state_dict())
+        memo[id(self)] = copy
+        return copy
+
+    def denoise(
+        self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor | None
+    ) -> Tensor:
+        """Run the prior's network with the adapters on."""
+        with self._switched(on=True):
+            return self._denoiser[0].denoise(x, timestep, embedding, prompt)
+
+    def adapter_weights(self) -> dict[str, Tensor]:
+        """The adapters by the names that peft gives them, alpha / rank multiplied into B."""
+        weights: dict[str, Tensor] = {}
+        for path, layer in zip(self.adapters, self._layers, strict=True):
+            name, down, up = path.replace("/", "."), layer.lora_A, layer.lora_B
+            weights[f"{name}.lora_A.weight"] = down[self.name].weight.detach().clone()
+            weights[f"{name}.lora_B.weight"] = (
+                up[self.name].weight.detach() * layer.scaling[self.name]
+            )
+        return weights
+
+    @contextmanager
+    def _switched(self, *, on: bool) -> Iterator[None]:
+        """Adapters on or off, and off again.
+
+        By peft's fields: its methods would freeze the adapters as well, and those of other
+        policies.
+        """
+        for layer in self._layers:
+            layer._active_adapter, layer._disable_adapters = [self.name], not on
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer._disable_adapters = True
+
+
+def _inject(
+    denoiser: Denoiser, *, rank: int, alpha: int, targets: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """Put adapters into a network: their name, and the layers by their path."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
+    except ImportError as error:
+        raise ConfigError(
+            'policy=low_rank needs a package that is not here: pip install "ctrl-rl[pipelines]"'
+        ) from error
+
+    def adapted() -> dict[str, Any]:
+        return {k: m for k, m in denoiser.named_modules() if isinstance(m, LoraLayer)}
+
+    taken = {name for layer in adapted().values() for name in layer.lora_A}
+    name = f"policy{len(taken)}"
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # another policy's
+            inject_adapter_in_model(config, denoiser, adapter_name=name)
+    except ValueError as error:
+        kinds = (nn.Linear, nn.Conv2d)
+        ends = {k.rsplit(".", 1)[-1] for k, m in denoiser.named_modules() if isinstance(m, kinds)}
+        raise ConfigError(
+            f"policy.targets={list(targets)}: the prior's network has no such layer; its linear "
+            f"and convolutional layers end in {', '.join(sorted(ends)) or '(there are none)'}"
+        ) from error
+    found = {path: layer for path, layer in adapted().items() if name in layer.lora_A}
+    for layer in found.values():  # peft casts to the network's type, in which AdamW's steps vanish
+        layer.lora_A[name].float()
+        layer.lora_B[name].float()
+    return name, found

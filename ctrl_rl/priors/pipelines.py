@@ -1,0 +1,122 @@
+"""`prior=diffusers`: any pipeline that the project knows, by its folder or its id on the hub."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ctrl_rl.assets import resolve
+from ctrl_rl.errors import ConfigError, check_choice
+from ctrl_rl.priors.diffusers_unet import diffusers_unet_prior
+from ctrl_rl.priors.prior import Prior, Prompts
+from ctrl_rl.priors.text_unet import text_unet_prior
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline")
+_TEXT = {
+    "StableDiffusionPipeline": text_unet_prior,
+    "StableDiffusionXLPipeline": text_unet_prior,
+}
+
+
+def diffusers_prior(
+    *,
+    path: str,
+    prompts: Sequence[str] | None = None,
+    evaluation_prompts: Sequence[str] | None = None,
+    negative_prompt: str = "",
+    guidance_scale: float = 7.5,
+    dtype: str = "float32",
+) -> Prior:
+    """Load a diffusers pipeline as a prior.
+
+    Args:
+        path: the pipeline's folder, its id on the hub, or ``package://NAME`` for weights that come
+            with the project.
+        prompts: what a text pipeline draws in training; null for unconditional ones.
+        evaluation_prompts: what it draws in evaluations; None for the same.
+        negative_prompt: what guidance leads away from.
+        guidance_scale: of classifier-free guidance, at least 1; the guided law is the prior. 1 for
+            no guidance, at half the cost.
+        dtype: of a text pipeline's networks; everything Gaussian is float32 in any case.
+
+    Raises:
+        ConfigError: no such pipeline, a kind that is not known, or settings that do not fit it.
+    """
+    check_choice("prior.dtype", dtype, _DTYPES)
+    folder = resolve(path)
+    if (folder / "unet").is_dir() and not (folder / "model_index.json").is_file():
+        kind = _UNCONDITIONAL[0]  # unet/ and scheduler/ by themselves, as `ctrl-rl pretrain` writes
+    else:
+        kind = _kind(path, str(folder) if folder.is_dir() else path)
+    if kind in _UNCONDITIONAL:
+        if prompts is not None or evaluation_prompts is not None:
+            raise ConfigError(
+                f"prior.path={path} is a {kind}, which has no prompts; leave them out"
+            )
+        return diffusers_unet_prior(path=path)
+    check_choice("the pipeline of prior.path", kind, (*_UNCONDITIONAL, *_TEXT))
+    if not (guidance_scale >= 1 and math.isfinite(guidance_scale)):
+        raise ConfigError(f"prior.guidance_scale={guidance_scale} must be 1 (no guidance) or more")
+    return _TEXT[kind](
+        _load(kind, path, str(folder) if folder.is_dir() else path, dtype),
+        prompts=_prompts(kind, prompts, evaluation_prompts),
+        negative_prompt=negative_prompt,
+        guidance_scale=guidance_scale,
+    )
+
+
+def _prompts(
+    kind: str, training: Sequence[str] | None, evaluation: Sequence[str] | None
+) -> Prompts:
+    if not training:
+        raise ConfigError(
+            f"prior.path holds a {kind}, which draws prompts; give prior.prompts, such as [cat,dog]"
+        )
+    for name, given in (("prompts", training), ("evaluation_prompts", evaluation)):
+        if isinstance(given, str):
+            raise ConfigError(f"prior.{name}={given} must be a list, such as [{given}]")
+    found = Prompts(tuple(training), tuple(training if evaluation is None else evaluation))
+    for name, given in (("prompts", found.training), ("evaluation_prompts", found.evaluation)):
+        twice = [prompt for prompt in given if given.count(prompt) > 1]
+        if not given or twice:
+            what = f"has '{twice[0]}' twice; give each once" if twice else "is empty; leave it out"
+            raise ConfigError(f"prior.{name} {what}")
+    return found
+
+
+def _kind(path: str, source: str) -> str:
+    """The class of a pipeline, from its model_index.json."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        return str(DiffusionPipeline.load_config(source)["_class_name"])
+    except Exception as error:  # of the hub's client, of json, of the file system
+        raise _unreachable(path, error) from error
+
+
+def _load(kind: str, path: str, source: str, dtype: str) -> Any:
+    import diffusers
+
+    try:
+        import transformers  # noqa: F401 (diffusers needs it for text, and says so at length)
+    except ImportError as error:
+        raise ConfigError(
+            'a text pipeline needs a package that is not here: pip install "ctrl-rl[pipelines]"'
+        ) from error
+    without = {"safety_checker": None, "requires_safety_checker": False}
+    kept = {} if kind != "StableDiffusionPipeline" else without
+    try:
+        return getattr(diffusers, kind).from_pretrained(source, dtype=getattr(torch, dtype), **kept)
+    except Exception as error:  # a broken folder, a download that ended: many kinds
+        raise _unreachable(path, error) from error
+
+
+def _unreachable(path: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())[:200]
+    return ConfigError(
+        f"prior.path={path} is neither a pipeline's folder here nor could it be had from the hub "
+        f"({type(error).__name__}: {reason}); give the path of a folder with model_index.json. A "
+        f"model behind a licence asks you to accept it first: https://huggingface.co/{path}"
+    )

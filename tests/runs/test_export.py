@@ -1,0 +1,162 @@
+"""What is exported draws the run's own images: in a stock pipeline, and with the control."""
+
+import json
+
+import pytest
+import torch
+from pipelines import MAKERS
+
+from ctrl_rl import ControlledPipeline, load_run
+from ctrl_rl.cli import main
+from ctrl_rl.errors import ConfigError
+
+pytest.importorskip("transformers")
+
+REWARD = """
+def redness(sample, control):
+    wanted = control["level"].float() * (control["level"] < 2)
+    return -(sample[:, 0].mean(dim=(1, 2)) - wanted).square() * (control["level"] < 2)
+"""
+YAML = "_target_: ctrl_rl.rewards.FunctionReward\nfunction: export_reward.redness\n"
+YAML += "controls: {level: 2}\ndifferentiable: true\nupper_bound: 0.0\n"
+SMALL = [
+    *("env=gaussian", "prior=diffusers", "policy=low_rank", "reward=redness", "kernel.num_steps=3"),
+    *("trainer.updates=2", "trainer.batch_size=4", "trainer.learning_rate.embedding=1.0"),
+    *("evaluation.prior_samples=4", "evaluation.policy_samples=3", "evaluation.exact_samples=0"),
+    *("prior.prompts=[a cat, a dog]", "prior.guidance_scale=3.0"),
+]
+CASES = [("sd", "ddim", ""), ("sdxl", "ddim", "grey"), ("sd", "ddpm", "")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=["-".join(case[:2]) for case in CASES])
+def exported(request, tmp_path_factory):
+    """A trained run and the folder that it was exported to."""
+    kind, kernel, negative = request.param
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "export_reward.py").write_text(REWARD)
+    (folder / "mine" / "reward").mkdir(parents=True)
+    (folder / "mine" / "reward" / "redness.yaml").write_text(YAML)
+    base = MAKERS[kind](folder / "base")
+    words = [
+        *SMALL,
+        f"prior.path={base}",
+        f"kernel={kernel}",
+        f"prior.negative_prompt='{negative}'",
+    ]
+    words += [f"--config-dir={folder / 'mine'}", f"run.root={folder}", "run.name=run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        assert main(["train", *words, "policy.alpha=8"]) == 0
+        assert main(["export", f"run={folder / 'run'}", f"out={folder / 'out'}"]) == 0
+        run = load_run(folder / "run")
+    return run, folder / "out", base, negative
+
+
+def drawn(pipeline, *given, seed=3, **named):
+    generator = torch.Generator().manual_seed(seed)
+    pipeline(*given, output_type="pt", generator=generator, **named)
+    generator.manual_seed(seed)
+    return pipeline(*given, output_type="pt", generator=generator, **named).images
+
+
+def as_images(sample):
+    return (sample / 2 + 0.5).clamp(0, 1)
+
+
+def test_lora_in_a_stock_pipeline_is_the_policy_without_a_control(exported):
+    import diffusers
+
+    run, folder, base, negative = exported
+    if run.env.process.kernel.has_read_out:
+        pytest.skip("the last step is the base model's, and a stock pipeline adapts it too")
+    settings = json.loads((folder / "control.json").read_text())
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(base)
+    pipeline.set_progress_bar_config(disable=True)
+    scheduler = getattr(diffusers, settings["scheduler"])
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    untrained = drawn(pipeline, ["a dog"] * 2, **settings["call"] | as_list(negative))
+    pipeline.load_lora_weights(folder)
+    images = drawn(pipeline, ["a dog"] * 2, **settings["call"] | as_list(negative))
+    expected = as_images(run.sample({"prompt": "a dog"}, n=2, seed=3))
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(images, untrained, atol=1e-3)
+
+
+def as_list(negative):
+    return {"negative_prompt": [negative] * 2 if negative else None}
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.0, 1.5])
+def test_controlled_pipeline_draws_the_runs_samples(exported, strength, tmp_path):
+    run, folder, _, _ = exported
+    pipeline = ControlledPipeline.from_pretrained(folder)
+    pipeline.save_pretrained(tmp_path / "again")
+    for each in (pipeline, ControlledPipeline.from_pretrained(tmp_path / "again")):
+        each.pipeline.set_progress_bar_config(disable=True)
+        images = drawn(each, ["a cat"] * 2, control={"level": [0, 1]}, strength=strength)
+        asked = {"prompt": "a cat", "level": torch.tensor([0, 1])}
+        expected = as_images(run.sample(asked, n=2, seed=3, strength=strength))
+        torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    twice = drawn(pipeline, "a cat", {"level": 1}, strength, num_images_per_prompt=2)
+    expected = as_images(run.sample({"prompt": "a cat", "level": 1}, 2, 3, strength))
+    torch.testing.assert_close(twice, expected, rtol=0, atol=1e-5)
+
+
+def test_an_interrupted_call_leaves_the_adapters_on(exported, monkeypatch):
+    run, folder, _, _ = exported
+    pipeline = ControlledPipeline.from_pretrained(folder)
+    pipeline.pipeline.set_progress_bar_config(disable=True)
+    before = drawn(pipeline, "a cat", {"level": 1})
+    unet = pipeline.pipeline.unet
+    stock = unet.forward
+
+    def interrupted(*given, **named):
+        raise KeyboardInterrupt
+
+    unet.forward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        pipeline("a cat", {"level": 1}, strength=0.5)
+    unet.forward = stock
+    assert torch.equal(drawn(pipeline, "a cat", {"level": 1}), before)
+
+
+def test_controls_are_checked(exported):
+    pipeline = ControlledPipeline.from_pretrained(exported[1])
+    for control, reason in {
+        "size": "unknown control 'size'; accepted: level",
+    }.items():
+        with pytest.raises(ConfigError, match=reason):
+            pipeline("a cat", control={control: 1})
+    with pytest.raises(ConfigError, match="use whole labels 0 to 1, or 2 for none"):
+        pipeline("a cat", control={"level": 3})
+    with pytest.raises(ConfigError, match="has 2 labels for 1 prompts"):
+        pipeline("a cat", control={"level": [0, 1]})
+    with pytest.raises(ConfigError, match="must be >= 0"):
+        pipeline("a cat", strength=-1.0)
+
+
+def test_card_and_files(exported):
+    run, folder, base, _ = exported
+    names = {file.name for file in folder.iterdir()}
+    expected = {"control.json", "control_embedding.safetensors", "README.md"}
+    assert names == expected | {"pytorch_lora_weights.safetensors"}
+    card = (folder / "README.md").read_text()
+    assert f"base_model: {base}" in card and "level (0 to 1)" in card
+    assert f"| gap_nats | {run.summary['gap_nats']:.4g} |" in card
+    assert json.loads((folder / "control.json").read_text())["base_model"] == str(base)
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path, capsys):
+    words = ["train", "env=gaussian", "trainer.updates=1", f"run.root={tmp_path}", "run.name=run"]
+    assert main([*words, "evaluation.prior_samples=8", "evaluation.policy_samples=3"]) == 0
+    capsys.readouterr()
+    assert main(["export", f"run={tmp_path / 'run'}", f"out={tmp_path / 'out'}"]) == 2
+    assert "what can be exported is policy=low_rank" in capsys.readouterr().err
+    assert main(["export", f"run={tmp_path / 'run'}"]) == 2
+    assert "where to?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_export_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="has no control.json"):
+        ControlledPipeline.from_pretrained(tmp_path)
