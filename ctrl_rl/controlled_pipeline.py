@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.labels import checked_labels
 from ctrl_rl.nets import ControlEmbedding
 
 SETTINGS, EMBEDDING = "control.json", "control_embedding.safetensors"
@@ -119,7 +120,8 @@ class ControlledPipeline:
         if not strength >= 0:
             raise ConfigError(f"strength={strength} must be >= 0; 0 is the base model")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        labels = self._labels(control or {}, len(prompts))
+        device = self.embedding.nothing.device
+        labels = checked_labels(control or {}, self.settings["controls"], len(prompts), device)
         given = {**self.settings["call"], **more}
         if isinstance(given.get("negative_prompt"), str):
             given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
@@ -127,25 +129,6 @@ class ControlledPipeline:
         vectors = self.embedding(labels).repeat_interleave(images, 0)
         with self._steered(vectors, strength):
             return self.pipeline(prompts, **given)
-
-    def _labels(self, control: Mapping[str, int | Sequence[int]], n: int) -> dict[str, Tensor]:
-        """Labels [n] of every control, null where none is given."""
-        sizes = self.settings["controls"]
-        for name in control:
-            if name not in sizes:
-                raise ConfigError(f"unknown control '{name}'; {did_you_mean(name, sizes)}")
-        labels = {}
-        for name, size in sizes.items():
-            label = torch.as_tensor(control.get(name, size), device=self.embedding.nothing.device)
-            if label.is_floating_point() or ((label < 0) | (label > size)).any():
-                raise ConfigError(
-                    f"control {name}={label.tolist()} is out of range; use whole labels 0 to "
-                    f"{size - 1}, or {size} for none"
-                )
-            if label.shape not in ((), (n,)):
-                raise ConfigError(f"control {name} has {label.numel()} labels for {n} prompts")
-            labels[name] = label.long().expand(n)
-        return labels
 
     @contextmanager
     def _steered(self, vectors: Tensor, strength: float) -> Iterator[None]:

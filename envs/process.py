@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ctrl_rl import keys
 from ctrl_rl.envs.control_laws import BalancedLaw, ControlLaw
-from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import TransitionKernel
+from ctrl_rl.labels import checked_labels
 from ctrl_rl.priors import Prior
 from ctrl_rl.rewards import Reward
 
@@ -147,25 +148,7 @@ class DenoisingProcess(nn.Module):
         Raises:
             ConfigError: a control or a label that does not exist.
         """
-        device = self.kernel.scale.device
-        for name in control:
-            if name not in self.context:
-                hint = did_you_mean(name, self.context)
-                raise ConfigError(f"unknown control '{name}'; {hint}")
-        checked = {}
-        for name, num_labels in self.context.items():
-            label = torch.as_tensor(control.get(name, num_labels), device=device)
-            if label.is_floating_point() or ((label < 0) | (label > num_labels)).any():
-                raise ConfigError(
-                    f"control {name}={label.tolist()} is out of range; use whole labels 0 to "
-                    f"{num_labels - 1}, or {num_labels} for the null label"
-                )
-            if label.shape not in ((), (n,)):
-                raise ConfigError(
-                    f"control {name} has shape {tuple(label.shape)}; give one label, or {n} labels"
-                )
-            checked[name] = label.long().expand(n).clone()
-        return checked
+        return checked_labels(control, self.context, n, self.kernel.scale.device)
 
     def prior_loc(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """The prior's mean of the next latent [B, *S] at latents [B, *S] and steps [B].

@@ -76,42 +76,43 @@ def stable_diffusion(folder: Path) -> Path:
     """Stable Diffusion 1.x: one text encoder, and the scheduler of its config."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
-    torch.manual_seed(0)
-    tokenizer = byte_tokenizer(folder.parent / f"{folder.name}-tokenizer")
-    StableDiffusionPipeline(
-        vae=autoencoder(),
-        text_encoder=text_encoder(tokenizer),
-        tokenizer=tokenizer,
-        unet=unet(16),
+    return _written(
+        folder,
+        StableDiffusionPipeline,
+        unet=lambda: unet(16),
         scheduler=PNDMScheduler(**_BETAS),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return _with_scheduler_config(folder)
+    )
 
 
 def stable_diffusion_xl(folder: Path) -> Path:
     """SDXL: two text encoders, pooled texts and sizes as added conditions."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-    torch.manual_seed(0)
-    tokenizer = byte_tokenizer(folder.parent / f"{folder.name}-tokenizer")
-    StableDiffusionXLPipeline(
-        vae=autoencoder(),
-        text_encoder=text_encoder(tokenizer),
-        text_encoder_2=text_encoder(tokenizer, "CLIPTextModelWithProjection"),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        unet=unet(
-            32,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=16 + 6 * 8,
-        ),
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    return _written(
+        folder,
+        StableDiffusionXLPipeline,
+        unet=lambda: unet(32, projection_class_embeddings_input_dim=16 + 6 * 8, **added),
+        second_encoder=True,
         scheduler=EulerDiscreteScheduler(**_BETAS),
         add_watermarker=False,
-    ).save_pretrained(folder)
+    )
+
+
+def _written(
+    folder: Path, kind: Any, *, unet: Any, second_encoder: bool = False, **more: Any
+) -> Path:
+    """A pipeline with random weights on disk."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer(folder.parent / f"{folder.name}-tokenizer")
+    parts = {"vae": autoencoder(), "text_encoder": text_encoder(tokenizer), "tokenizer": tokenizer}
+    if second_encoder:
+        parts["text_encoder_2"] = text_encoder(tokenizer, "CLIPTextModelWithProjection")
+        parts["tokenizer_2"] = tokenizer
+    kind(unet=unet(), **parts, **more).save_pretrained(folder)
     return _with_scheduler_config(folder)
 
 

@@ -1,23 +1,21 @@
 """Low-rank adapters on the prior's own network: no second copy, for networks of any size."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from ctrl_rl import keys
 from ctrl_rl.errors import ConfigError, check_sizes
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.nets import ControlEmbedding
-from ctrl_rl.policies.policy import DenoisingPolicy
+from ctrl_rl.policies.embedded import EmbeddedPolicy
 from ctrl_rl.priors import Denoiser, Prior
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # what diffusers calls the four projections
 
 
-class LowRankPolicy(DenoisingPolicy):
+class LowRankPolicy(EmbeddedPolicy):
     """The prior's network with adapters switched on, and a zero-initialised embedding of y.
 
     Every adapted layer computes W x + (alpha / rank) B A x with B = 0 at the start (Hu et al.,
@@ -39,6 +37,8 @@ class LowRankPolicy(DenoisingPolicy):
             an embedding.
     """
 
+    denoiser: "AdaptedDenoiser"
+
     def __init__(
         self,
         *,
@@ -49,37 +49,15 @@ class LowRankPolicy(DenoisingPolicy):
         alpha: int | None = None,
         targets: Sequence[str] = ATTENTION,
     ) -> None:
-        super().__init__(kernel)
         check_sizes("policy", rank=rank)
-        if prior.denoiser.embedding_features == 0:
-            raise ConfigError(
-                "policy=low_rank needs a prior that takes a control embedding, "
-                f"{type(prior.denoiser).__name__} takes none; use policy=side_network or drift"
-            )
-        self.denoiser = AdaptedDenoiser(
-            prior.denoiser, rank=rank, alpha=rank if alpha is None else alpha, targets=targets
+        super().__init__(
+            prior=prior,
+            kernel=kernel,
+            controls=controls,
+            make_denoiser=partial(
+                AdaptedDenoiser, rank=rank, alpha=rank if alpha is None else alpha, targets=targets
+            ),
         )
-        self.embedding = ControlEmbedding(controls, prior.denoiser.embedding_features)
-
-    def loc(
-        self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
-    ) -> Tensor:
-        """Mean of the kernel's step from the adapted network's clean estimate."""
-        del prior_loc
-        embedding, prompt = self.embedding(control), control.get(keys.PROMPT)
-        denoised = self.denoiser(x, self.kernel.timesteps[step], embedding, prompt)
-        return self.kernel.mean(x, denoised, step)
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The embedding starts at 0 and learns with a rate of its own."""
-        return {
-            "network": list(self.denoiser.parameters()),
-            "embedding": list(self.embedding.parameters()),
-        }
-
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute the network's activations in the backward pass."""
-        self.denoiser.checkpointing = enabled
 
 
 class AdaptedDenoiser(Denoiser):
@@ -109,8 +87,7 @@ class AdaptedDenoiser(Denoiser):
         for parameter in before:  # peft has frozen the adapters of other policies
             parameter.requires_grad_(True)
         self._layers = list(layers.values())
-        with self._switched(on=False):
-            pass
+        self._switch(on=False)
         self.adapters = nn.ModuleDict(
             {
                 path.replace(".", "/"): nn.ModuleDict(
@@ -131,8 +108,11 @@ class AdaptedDenoiser(Denoiser):
         self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor | None
     ) -> Tensor:
         """Run the prior's network with the adapters on."""
-        with self._switched(on=True):
+        self._switch(on=True)
+        try:
             return self._denoiser[0].denoise(x, timestep, embedding, prompt)
+        finally:
+            self._switch(on=False)
 
     def adapter_weights(self) -> dict[str, Tensor]:
         """The adapters by the names that peft gives them, alpha / rank multiplied into B."""
@@ -145,20 +125,14 @@ class AdaptedDenoiser(Denoiser):
             )
         return weights
 
-    @contextmanager
-    def _switched(self, *, on: bool) -> Iterator[None]:
-        """Adapters on or off, and off again.
+    def _switch(self, *, on: bool) -> None:
+        """These adapters on, and no others, or all off.
 
         By peft's fields: its methods would freeze the adapters as well, and those of other
         policies.
         """
         for layer in self._layers:
             layer._active_adapter, layer._disable_adapters = [self.name], not on
-        try:
-            yield
-        finally:
-            for layer in self._layers:
-                layer._disable_adapters = True
 
 
 def _inject(

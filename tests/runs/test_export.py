@@ -6,9 +6,11 @@ import pytest
 import torch
 from pipelines import MAKERS
 
-from ctrl_rl import ControlledPipeline, load_run
+from ctrl_rl import ControlledPipeline, keys, load_run
 from ctrl_rl.cli import main
+from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.rollouts import rollout
 
 pytest.importorskip("transformers")
 
@@ -67,19 +69,35 @@ def test_lora_in_a_stock_pipeline_is_the_policy_without_a_control(exported):
     import diffusers
 
     run, folder, base, negative = exported
-    if run.env.process.kernel.has_read_out:
-        pytest.skip("the last step is the base model's, and a stock pipeline adapts it too")
+    process = run.env.process
     settings = json.loads((folder / "control.json").read_text())
     pipeline = diffusers.DiffusionPipeline.from_pretrained(base)
     pipeline.set_progress_bar_config(disable=True)
     scheduler = getattr(diffusers, settings["scheduler"])
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    untrained = drawn(pipeline, ["a dog"] * 2, **settings["call"] | as_list(negative))
+    latents = []
+
+    def keep(pipeline, step, timestep, tensors):
+        latents.append(tensors["latents"])
+        return tensors
+
+    call = settings["call"] | as_list(negative) | {"callback_on_step_end": keep}
+    untrained = drawn(pipeline, ["a dog"] * 2, **call)
     pipeline.load_lora_weights(folder)
-    images = drawn(pipeline, ["a dog"] * 2, **settings["call"] | as_list(negative))
-    expected = as_images(run.sample({"prompt": "a dog"}, n=2, seed=3))
-    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    latents.clear()
+    images = drawn(pipeline, ["a dog"] * 2, **call)
+    env = LatentEnv(process, num_envs=2, seed=3)
+    with torch.no_grad():
+        episode = rollout(env, run.policy, control={"prompt": process.prior.prompts.place("a dog")})
+    actions = episode[keys.ACTION].unbind(1)
+    for found, action in zip(latents[-len(process.kernel.timesteps) :], actions, strict=False):
+        torch.testing.assert_close(found, action, rtol=0, atol=1e-5)
     assert not torch.allclose(images, untrained, atol=1e-3)
+    # A last step without noise is no action: it is the base model's, and the stock pipeline's LoRA
+    # adapts it too.
+    expected = as_images(run.sample({"prompt": "a dog"}, n=2, seed=3))
+    same = torch.allclose(images, expected, rtol=0, atol=1e-5)
+    assert same != process.kernel.has_read_out
 
 
 def as_list(negative):
@@ -127,9 +145,9 @@ def test_controls_are_checked(exported):
     }.items():
         with pytest.raises(ConfigError, match=reason):
             pipeline("a cat", control={control: 1})
-    with pytest.raises(ConfigError, match="use whole labels 0 to 1, or 2 for none"):
+    with pytest.raises(ConfigError, match="use whole labels 0 to 1, or 2 for the null label"):
         pipeline("a cat", control={"level": 3})
-    with pytest.raises(ConfigError, match="has 2 labels for 1 prompts"):
+    with pytest.raises(ConfigError, match="give one label, or 1 labels"):
         pipeline("a cat", control={"level": [0, 1]})
     with pytest.raises(ConfigError, match="must be >= 0"):
         pipeline("a cat", strength=-1.0)
