@@ -3,7 +3,8 @@
     python docs/result_rows.py docs/digits/results.csv
 
 replaces what stands between `<!-- digits -->` and `<!-- /digits -->` in every page (digits is the
-task of the rows) and in docs/agents/README.md, where the table of all agents goes.
+task of the rows), in docs/agents/README.md, where the table of all agents goes, and in
+docs/agents/which.md, where that of their families goes.
 """
 
 import csv
@@ -17,6 +18,16 @@ from ctrl_rl.benchmark.statistics import interquartile_interval, interquartile_m
 
 PAGES = Path(__file__).parent / "agents"
 SHARED = {"ppo_critic": "ppo"}  # agents that are described on another agent's page
+FAMILIES = {  # what agents learn from: what they need of the reward, and who they are
+    "the reward's gradient through the whole chain": ("ctrl", "alignprop", "h_transform"),
+    "gradients carried back step by step": ("nabla_db", "adjoint"),
+    "the reward's gradient through some last steps": ("refl", "draft", "draft_lv"),
+    "consistency of whole trajectories": ("pcl", "tb", "vargrad"),
+    "policy gradients": ("reinforce", "dpok", "ppo", "ppo_critic", "grpo"),
+    "weighted regression, preferences": ("rwr", "nft", "d3po"),
+    "consistency of single steps": ("db", "subtb"),
+    "a critic's gradient": ("sac",),
+}
 
 Rows = list[dict[str, str]]
 
@@ -38,6 +49,31 @@ def main(path: Path) -> None:
     for page, lines in pages.items():
         fill(PAGES / f"{page}.md", task, "\n\n".join(lines))
     fill(PAGES / "README.md", task, table(ranked))
+    fill(PAGES / "which.md", task, families(ranked, prior_gap(path)))
+
+
+def prior_gap(path: Path) -> float:
+    """The prior's own gap."""
+    with path.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["prior_gap_nats"]]
+    return interquartile_mean([float(row["prior_gap_nats"]) for row in rows])
+
+
+def families(ranked: Mapping[str, Rows], prior: float) -> str:
+    """Gaps by what agents learn from, the best family first."""
+    unknown = set(ranked) - {agent for members in FAMILIES.values() for agent in members}
+    if unknown:
+        sys.exit(f"to which family of FAMILIES belongs {', '.join(sorted(unknown))}?")
+    gaps = {agent: mean(rows, "gap_nats") for agent, rows in ranked.items()}
+    lines = ["| learns from | gap on digits, best first |", "|---|---|"]
+    found = {
+        family: sorted((agent for agent in members if agent in gaps), key=gaps.__getitem__)
+        for family, members in FAMILIES.items()
+    }
+    for family in sorted(filter(found.get, found), key=lambda family: gaps[found[family][0]]):
+        shown = ", ".join(f"`{agent}` {gaps[agent]:.2f}" for agent in found[family])
+        lines.append(f"| {family} | {shown} |")
+    return "\n".join([*lines, f"| nothing: the prior | {prior:.2f} |"])
 
 
 def mean(rows: Rows, figure: str) -> float:

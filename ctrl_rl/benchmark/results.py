@@ -74,10 +74,11 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         head = ("task", "agent", "seed", "state", *FIGURES, "gap_nats_low", "gap_nats_high")
-        writer.writerow((*head, "folder", "error"))
+        writer.writerow((*head, "prior_gap_nats", "folder", "error"))
         for result in results:
             cell, summary = result.cell, result.summary
             low, high = summary.get("gap_nats_ci") or (None, None)
             figures = [summary.get(name) for name in FIGURES]
-            row = (cell.task, cell.agent, cell.seed, result.state, *figures, low, high)
+            prior = (summary.get("prior") or {}).get("gap_nats")
+            row = (cell.task, cell.agent, cell.seed, result.state, *figures, low, high, prior)
             writer.writerow((*row, cell.folder, result.error))
