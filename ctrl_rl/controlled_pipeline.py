@@ -1,19 +1,25 @@
 """An exported run as a diffusers pipeline: the stock one, with a control beside the prompt."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.flow_scheduler import FlowSDEScheduler
 from ctrl_rl.labels import checked_labels
 from ctrl_rl.nets import ControlEmbedding
+from ctrl_rl.priors.text_transformer import POOLED, ControlledTimeEmbedding, packed
 
 SETTINGS, EMBEDDING = "control.json", "control_embedding.safetensors"
 ADAPTERS = "pytorch_lora_weights.safetensors"  # what diffusers looks for
@@ -27,7 +33,7 @@ def write_control(folder: Path, embedding: ControlEmbedding, settings: dict[str,
 
 
 class ControlledPipeline:
-    """A Stable Diffusion pipeline that also takes a control, as trained.
+    """A text-to-image pipeline that also takes a control, as trained.
 
         pipeline = ControlledPipeline.from_pretrained("exported").to("cuda")
         images = pipeline("a cat", control={"size": 3}, strength=1.0).images
@@ -60,8 +66,6 @@ class ControlledPipeline:
         Raises:
             ConfigError: the folder is not an exported one.
         """
-        import diffusers
-
         folder = Path(folder)
         if not (folder / SETTINGS).is_file():
             raise ConfigError(
@@ -71,12 +75,15 @@ class ControlledPipeline:
         kind = getattr(diffusers, settings["pipeline"])
         more = {"dtype": getattr(torch, settings["dtype"]), **more}
         pipeline = kind.from_pretrained(base or settings["base_model"], **more)
-        scheduler = getattr(diffusers, settings["scheduler"])
-        config = {"clip_sample": False, **pipeline.scheduler.config}  # as the run's prior has it
-        pipeline.scheduler = scheduler.from_config(config)
-        pipeline.unet.load_lora_adapter(load_file(folder / ADAPTERS), prefix="unet")
-        pipeline.unet.class_embedding = nn.Identity()  # takes a ready vector, see `TextUNet`
-        features = pipeline.unet.time_embedding.linear_2.out_features
+        pipeline.scheduler = _scheduler(settings, pipeline.scheduler.config)
+        network = getattr(pipeline, settings["part"])
+        network.load_lora_adapter(load_file(folder / ADAPTERS), prefix=settings["part"])
+        if settings["part"] == "unet":
+            network.class_embedding = nn.Identity()  # takes a ready vector, see `TextUNet`
+            features = network.time_embedding.linear_2.out_features
+        else:
+            network.time_text_embed = ControlledTimeEmbedding(network.time_text_embed)
+            features = network.time_text_embed.features
         embedding = ControlEmbedding(settings["controls"], features)
         embedding.load_state_dict(load_file(folder / EMBEDDING))
         return cls(pipeline, embedding.requires_grad_(False), settings, folder)
@@ -127,38 +134,75 @@ class ControlledPipeline:
             given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
         images = given.get("num_images_per_prompt") or 1
         vectors = self.embedding(labels).repeat_interleave(images, 0)
-        with self._steered(vectors, strength):
+        if isinstance(self.pipeline.scheduler, FlowSDEScheduler):
+            self.pipeline.scheduler.draw = partial(self._draw, given)
+        with self._steered(vectors, strength, separate=given.get("true_cfg_scale", 1) > 1):
             return self.pipeline(prompts, **given)
 
-    @contextmanager
-    def _steered(self, vectors: Tensor, strength: float) -> Iterator[None]:
-        """The UNet with the control in its asked half, and its change scaled, for one call."""
-        unet = self.pipeline.unet
-        stock = unet.forward
+    def _draw(self, given: Mapping[str, Any], latents: Tensor) -> Tensor:
+        """Noise of the call's generator, for a scheduler that is given none."""
+        draw = partial(randn_tensor, generator=given.get("generator"), device=latents.device)
+        if latents.ndim == 4:
+            return draw(latents.shape)
+        scale, side = self.pipeline.vae_scale_factor, self.pipeline.default_sample_size
+        height, width = (given.get(name) or side * scale for name in ("height", "width"))
+        shape = (len(latents), latents.shape[2] // 4, height // scale, width // scale)
+        return packed(draw(shape))
 
-        def forward(sample: Tensor, timestep: Any, *given: Any, **named: Any) -> Any:
-            named.pop("class_labels", None)
-            rows = vectors.to(sample)
+    @contextmanager
+    def _steered(self, vectors: Tensor, strength: float, *, separate: bool) -> Iterator[None]:
+        """The network with the control where the prompt is asked, its change scaled, for one call.
+
+        Args:
+            vectors: [B, E] the control's embedding per image.
+            strength: of the control and all that was trained.
+            separate: whether guidance asks in two calls, first with the prompt, instead of in one.
+        """
+        network = getattr(self.pipeline, self.settings["part"])
+        stock, calls = network.forward, itertools.count()
+
+        def forward(*given: Any, **named: Any) -> Any:
+            call = next(calls)
+            steps = len(self.pipeline.scheduler.timesteps)
+            step, nothing = divmod(call, 2) if separate else (call, 0)
+            sample = given[0] if given else named["hidden_states"]
+            rows = vectors.to(sample) * (1 - nothing)
             if len(sample) == 2 * len(rows):  # guidance: the first half asks for nothing
                 rows = torch.cat([torch.zeros_like(rows), rows])
             # Where the last step has no noise it was no action: the base model does it.
-            last = int(timestep) == int(self.pipeline.scheduler.timesteps[-1])
-            weight = 0.0 if last and self.settings["read_out"] else strength
+            weight = 0.0 if step == steps - 1 and self.settings["read_out"] else strength
             if weight == 1:
-                return stock(sample, timestep, *given, class_labels=rows, **named)
-            unet.disable_adapters()
+                return stock(*given, **_controlled(named, rows))
+            network.disable_adapters()
             try:
-                base = stock(sample, timestep, *given, class_labels=torch.zeros_like(rows), **named)
+                base = stock(*given, **_controlled(named, torch.zeros_like(rows)))
             finally:
-                unet.enable_adapters()
+                network.enable_adapters()
             if weight == 0:
                 return base
-            found = stock(sample, timestep, *given, class_labels=rows, **named)
+            found = stock(*given, **_controlled(named, rows))
             mixed = base[0] + weight * (found[0] - base[0])
             return (mixed,) if isinstance(found, tuple) else type(found)(sample=mixed)
 
-        unet.forward = forward
+        network.forward = forward
         try:
             yield
         finally:
-            unet.forward = stock
+            network.forward = stock
+
+
+def _controlled(named: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The network's arguments with a control's embedding [B, E], as its prior passes it."""
+    if POOLED in named:
+        return {**named, POOLED: torch.cat([named[POOLED], rows.to(named[POOLED])], dim=1)}
+    return {**named, "class_labels": rows}
+
+
+def _scheduler(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """The scheduler whose steps are the run's kernel."""
+    if settings["noise_level"] is not None:
+        scheduler = FlowSDEScheduler.from_config(config)
+        scheduler.noise_level = settings["noise_level"]
+        return scheduler
+    config = {"clip_sample": False, **config}  # as the run's prior has it
+    return getattr(diffusers, settings["scheduler"]).from_config(config)

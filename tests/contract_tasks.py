@@ -20,6 +20,8 @@ OPEN = {
     ("prior", "diffusers"): {"path": "TINY_PIPELINE"},
     ("policy", "low_rank"): {"targets": "[conv1,conv2]"},
 }
+# What a choice needs of other groups.
+WORDS = {("kernel", "flow_sde"): ["prior.scheduler.prediction_type=flow_prediction"]}
 TASKS = {  # whose prior has layers to adapt, and whose samples are images
     ("policy", "low_rank"): "digits",
     ("reward", "jpeg"): "digits",
@@ -51,7 +53,9 @@ def config_of(group: str, name: str, pipeline: Path | None = None) -> DictConfig
     given = [word.replace("TINY_PIPELINE", str(pipeline)) for word in given]
     task = task_with(group, name)
     config: DictConfig = compose(
-        "train", [f"env={task}", f"{group}={name}", f"kernel.num_steps={K}", *given]
+        "train",
+        [f"env={task}", f"{group}={name}", f"kernel.num_steps={K}", *given]
+        + WORDS.get((group, name), []),
     )
     return config
 

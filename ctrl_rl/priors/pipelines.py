@@ -10,6 +10,7 @@ from ctrl_rl.assets import resolve
 from ctrl_rl.errors import ConfigError, check_choice
 from ctrl_rl.priors.diffusers_unet import diffusers_unet_prior
 from ctrl_rl.priors.prior import Prior, Prompts
+from ctrl_rl.priors.text_transformer import flux_prior, sd3_prior
 from ctrl_rl.priors.text_unet import text_unet_prior
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -17,6 +18,8 @@ _UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline")
 _TEXT = {
     "StableDiffusionPipeline": text_unet_prior,
     "StableDiffusionXLPipeline": text_unet_prior,
+    "StableDiffusion3Pipeline": sd3_prior,
+    "FluxPipeline": flux_prior,
 }
 
 
@@ -26,7 +29,8 @@ def diffusers_prior(
     prompts: Sequence[str] | None = None,
     evaluation_prompts: Sequence[str] | None = None,
     negative_prompt: str = "",
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
+    size: Sequence[int] | None = None,
     dtype: str = "float32",
 ) -> Prior:
     """Load a diffusers pipeline as a prior.
@@ -38,7 +42,8 @@ def diffusers_prior(
         evaluation_prompts: what it draws in evaluations; None for the same.
         negative_prompt: what guidance leads away from.
         guidance_scale: of classifier-free guidance, at least 1; the guided law is the prior. 1 for
-            no guidance, at half the cost.
+            no guidance, at half the cost; None for the pipeline's own default.
+        size: height and width of a text pipeline's images, in pixels; None for the model's own.
         dtype: of a text pipeline's networks; everything Gaussian is float32 in any case.
 
     Raises:
@@ -51,19 +56,21 @@ def diffusers_prior(
     else:
         kind = _kind(path, str(folder) if folder.is_dir() else path)
     if kind in _UNCONDITIONAL:
-        if prompts is not None or evaluation_prompts is not None:
+        if prompts is not None or evaluation_prompts is not None or size is not None:
             raise ConfigError(
-                f"prior.path={path} is a {kind}, which has no prompts; leave them out"
+                f"prior.path={path} is a {kind}, which has no prompts and one size; leave prompts "
+                "and size out"
             )
         return diffusers_unet_prior(path=path)
     check_choice("the pipeline of prior.path", kind, (*_UNCONDITIONAL, *_TEXT))
-    if not (guidance_scale >= 1 and math.isfinite(guidance_scale)):
+    if guidance_scale is not None and not (guidance_scale >= 1 and math.isfinite(guidance_scale)):
         raise ConfigError(f"prior.guidance_scale={guidance_scale} must be 1 (no guidance) or more")
     return _TEXT[kind](
         _load(kind, path, str(folder) if folder.is_dir() else path, dtype),
         prompts=_prompts(kind, prompts, evaluation_prompts),
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
+        size=size,
     )
 
 

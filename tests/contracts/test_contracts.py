@@ -147,7 +147,7 @@ def test_kernel(name: str) -> None:
     assert kernel.num_steps == K and (kernel.scale[:K] > 0).all()
     assert len(kernel.timesteps) == K + kernel.has_read_out
     assert (kernel.timesteps.diff() < 0).all()  # noisiest first
-    assert (kernel.alpha_bar.diff() > 0).all()
+    assert (kernel.signal.diff() > 0).all() and (kernel.noise.diff() < 0).all()
     n = len(kernel.timesteps)
     step = torch.arange(n)
     x = torch.randn(n, *process.shape, dtype=torch.bfloat16)
@@ -160,10 +160,10 @@ def test_kernel(name: str) -> None:
     one = [kernel.mean(x[[k]], denoised[[k]], step[[k]]) for k in range(n)]
     assert torch.equal(torch.cat(one), mean)
     # A latent on the way to a known clean sample stays on the way: the mean of the next latent,
-    # over the noise, is sqrt(alpha_bar[k + 1]) times the sample.
+    # over the noise, is signal[k + 1] times the sample.
     clean = torch.full((K - 1, *process.shape), 0.5)
-    along = kernel.alpha_bar[: K - 1].sqrt()[:, None] * clean
-    after = kernel.alpha_bar[1:K].sqrt()[:, None] * clean
+    along = kernel.signal[: K - 1, None] * clean
+    after = kernel.signal[1:K, None] * clean
     if kernel.clip is None:
         torch.testing.assert_close(
             kernel.mean(along, clean, step[: K - 1]), after, rtol=2e-2, atol=2e-2

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from pipelines import MAKERS
+from pipelines import MAKERS, SIZES, noise_like
 
 from ctrl_rl import ControlledPipeline, keys, load_run
 from ctrl_rl.cli import main
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.flow_scheduler import FlowSDEScheduler
+from ctrl_rl.priors.text_transformer import packed
 from ctrl_rl.rollouts import rollout
 
 pytest.importorskip("transformers")
@@ -27,7 +29,11 @@ SMALL = [
     *("evaluation.prior_samples=4", "evaluation.policy_samples=3", "evaluation.exact_samples=0"),
     *("prior.prompts=[a cat, a dog]", "prior.guidance_scale=3.0"),
 ]
-CASES = [("sd", "ddim", ""), ("sdxl", "ddim", "grey"), ("sd", "ddpm", "")]
+CASES = [
+    *(("sd", "ddim", ""), ("sdxl", "ddim", "grey"), ("sd", "ddpm", "")),
+    *(("sd", "euler_ancestral", ""), ("sd3", "flow_sde", "grey")),
+    *(("flux", "flow_sde", "grey"), ("flux-dev", "flow_sde", "")),
+]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=["-".join(case[:2]) for case in CASES])
@@ -38,12 +44,13 @@ def exported(request, tmp_path_factory):
     (folder / "export_reward.py").write_text(REWARD)
     (folder / "mine" / "reward").mkdir(parents=True)
     (folder / "mine" / "reward" / "redness.yaml").write_text(YAML)
-    base = MAKERS[kind](folder / "base")
+    base = MAKERS[kind](folder / kind)
     words = [
         *SMALL,
         f"prior.path={base}",
         f"kernel={kernel}",
         f"prior.negative_prompt='{negative}'",
+        f"prior.size={SIZES.get(kind, 'null')}",
     ]
     words += [f"--config-dir={folder / 'mine'}", f"run.root={folder}", "run.name=run"]
     with pytest.MonkeyPatch.context() as patch:
@@ -56,6 +63,8 @@ def exported(request, tmp_path_factory):
 
 def drawn(pipeline, *given, seed=3, **named):
     generator = torch.Generator().manual_seed(seed)
+    if isinstance(getattr(pipeline, "scheduler", None), FlowSDEScheduler):
+        pipeline.scheduler.draw = lambda latents: noise_like(latents, generator)
     pipeline(*given, output_type="pt", generator=generator, **named)
     generator.manual_seed(seed)
     return pipeline(*given, output_type="pt", generator=generator, **named).images
@@ -73,8 +82,9 @@ def test_lora_in_a_stock_pipeline_is_the_policy_without_a_control(exported):
     settings = json.loads((folder / "control.json").read_text())
     pipeline = diffusers.DiffusionPipeline.from_pretrained(base)
     pipeline.set_progress_bar_config(disable=True)
-    scheduler = getattr(diffusers, settings["scheduler"])
-    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    kind = getattr(diffusers, settings["scheduler"], FlowSDEScheduler)
+    config = {"clip_sample": False, **pipeline.scheduler.config}
+    pipeline.scheduler = kind.from_config(config)
     latents = []
 
     def keep(pipeline, step, timestep, tensors):
@@ -90,8 +100,14 @@ def test_lora_in_a_stock_pipeline_is_the_policy_without_a_control(exported):
     with torch.no_grad():
         episode = rollout(env, run.policy, control={"prompt": process.prior.prompts.place("a dog")})
     actions = episode[keys.ACTION].unbind(1)
-    for found, action in zip(latents[-len(process.kernel.timesteps) :], actions, strict=False):
-        torch.testing.assert_close(found, action, rtol=0, atol=1e-5)
+    kept = latents[-len(process.kernel.timesteps) :]
+    for k, (found, action) in enumerate(zip(kept, actions, strict=False)):
+        tolerance = 1e-5
+        if "Euler" in settings["scheduler"]:  # whose latents are larger, and so is their rounding
+            found = found / (1 + pipeline.scheduler.sigmas[k + 1] ** 2).sqrt()
+            tolerance = 2e-5
+        expected = packed(action) if found.ndim == 3 else action
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     assert not torch.allclose(images, untrained, atol=1e-3)
     # A last step without noise is no action: it is the base model's, and the stock pipeline's LoRA
     # adapts it too.
@@ -125,16 +141,16 @@ def test_an_interrupted_call_leaves_the_adapters_on(exported, monkeypatch):
     pipeline = ControlledPipeline.from_pretrained(folder)
     pipeline.pipeline.set_progress_bar_config(disable=True)
     before = drawn(pipeline, "a cat", {"level": 1})
-    unet = pipeline.pipeline.unet
-    stock = unet.forward
+    network = getattr(pipeline.pipeline, pipeline.settings["part"])
+    stock = network.forward
 
     def interrupted(*given, **named):
         raise KeyboardInterrupt
 
-    unet.forward = interrupted
+    network.forward = interrupted
     with pytest.raises(KeyboardInterrupt):
         pipeline("a cat", {"level": 1}, strength=0.5)
-    unet.forward = stock
+    network.forward = stock
     assert torch.equal(drawn(pipeline, "a cat", {"level": 1}), before)
 
 
