@@ -1,5 +1,6 @@
 """Tasks on which the contract tests try a yaml, and the values that yamls leave open."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -17,14 +18,23 @@ K = 4
 OPEN = {
     ("control_law", "fixed"): {"label": 1},
     ("control_law", "weighted"): {"probabilities": [0.5, 0.0, 0.2, 0.3]},
-    ("prior", "diffusers"): {"path": "TINY_PIPELINE"},
+    ("prior", "diffusers"): {"path": "MADE:pipeline"},
+    ("reward", "aesthetic"): {
+        "classifiers.aesthetic.measure.head": "MADE:head.pth",
+        "classifiers.aesthetic.measure.path": "MADE:clip",
+    },
+    ("reward", "clip"): {
+        "classifiers.text.texts": "[a drawing, a photograph, a word]",
+        "classifiers.text.path": "MADE:clip",
+    },
+    ("reward", "image_classifier"): {"classifiers.label.path": "MADE:classifier"},
     ("policy", "low_rank"): {"targets": "[conv1,conv2]"},
 }
 # What a choice needs of other groups.
 WORDS = {("kernel", "flow_sde"): ["prior.scheduler.prediction_type=flow_prediction"]}
 TASKS = {  # whose prior has layers to adapt, and whose samples are images
     ("policy", "low_rank"): "digits",
-    ("reward", "jpeg"): "digits",
+    **{("reward", name): "digits" for name in ("aesthetic", "clip", "image_classifier", "jpeg")},
 }
 # What the builder gives to a `_partial_` node of the group.
 GIVEN = {
@@ -48,9 +58,13 @@ def task_with(group: str, name: str) -> str:
     return "mixture2d"
 
 
-def config_of(group: str, name: str, pipeline: Path | None = None) -> DictConfig:
-    given = [f"++{group}.{key}={value}" for key, value in OPEN.get((group, name), {}).items()]
-    given = [word.replace("TINY_PIPELINE", str(pipeline)) for word in given]
+def config_of(group: str, name: str, made: Callable[[str], Path] | None = None) -> DictConfig:
+    """The config of a choice; `made` gives the small models that "MADE:" asks for."""
+    values = dict(OPEN.get((group, name), {}))
+    for key, value in values.items():
+        if made and str(value).startswith("MADE:"):
+            values[key] = made(str(value).removeprefix("MADE:"))
+    given = [f"++{group}.{key}={value}" for key, value in values.items()]
     task = task_with(group, name)
     config: DictConfig = compose(
         "train",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ctrl_rl.assets import resolve
+from ctrl_rl.assets import resolve, unreachable
 from ctrl_rl.errors import ConfigError, check_choice
 from ctrl_rl.priors.diffusers_unet import diffusers_unet_prior
 from ctrl_rl.priors.prior import Prior, Prompts
@@ -14,6 +14,7 @@ from ctrl_rl.priors.text_transformer import flux_prior, sd3_prior
 from ctrl_rl.priors.text_unet import text_unet_prior
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_WANTED = "a pipeline's folder with model_index.json"
 _UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline")
 _TEXT = {
     "StableDiffusionPipeline": text_unet_prior,
@@ -100,7 +101,7 @@ def _kind(path: str, source: str) -> str:
     try:
         return str(DiffusionPipeline.load_config(source)["_class_name"])
     except Exception as error:  # of the hub's client, of json, of the file system
-        raise _unreachable(path, error) from error
+        raise unreachable("prior.path", path, _WANTED, error) from error
 
 
 def _load(kind: str, path: str, source: str, dtype: str) -> Any:
@@ -117,13 +118,4 @@ def _load(kind: str, path: str, source: str, dtype: str) -> Any:
     try:
         return getattr(diffusers, kind).from_pretrained(source, dtype=getattr(torch, dtype), **kept)
     except Exception as error:  # a broken folder, a download that ended: many kinds
-        raise _unreachable(path, error) from error
-
-
-def _unreachable(path: str, error: Exception) -> ConfigError:
-    reason = " ".join(str(error).split())[:200]
-    return ConfigError(
-        f"prior.path={path} is neither a pipeline's folder here nor could it be had from the hub "
-        f"({type(error).__name__}: {reason}); give the path of a folder with model_index.json. A "
-        f"model behind a licence asks you to accept it first: https://huggingface.co/{path}"
-    )
+        raise unreachable("prior.path", path, _WANTED, error) from error

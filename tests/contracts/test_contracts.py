@@ -5,6 +5,7 @@ yaml leaves open (`???`) are given in `OPEN`.
 """
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,8 +110,8 @@ def test_settings(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", choices("prior"))
-def test_prior(name: str, tiny_pipeline: Path) -> None:
-    node = config_of("prior", name, tiny_pipeline).prior
+def test_prior(name: str, made: Callable[[str], Path]) -> None:
+    node = config_of("prior", name, made).prior
     prior = instantiate(node, _convert_="all")
     assert isinstance(prior, Prior)
     prior.train()
@@ -174,8 +175,8 @@ def test_kernel(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", choices("reward"))
-def test_reward(name: str) -> None:
-    process = build_process(config_of("reward", name))
+def test_reward(name: str, made: Callable[[str], Path]) -> None:
+    process = build_process(config_of("reward", name, made))
     reward = process.reward_model
     assert isinstance(reward, Reward)
     process.train()

@@ -289,7 +289,9 @@ def test_without_the_hub_the_message_says_what_to_do(monkeypatch):
     with pytest.raises(ConfigError) as raised:
         diffusers_prior(path="someone/model", prompts=["cat"])
     told = str(raised.value)
-    assert "prior.path=someone/model is neither a pipeline's folder here" in told
+    assert (
+        "prior.path=someone/model is neither a pipeline's folder with model_index.json here" in told
+    )
     assert "model_index.json" in told and "https://huggingface.co/someone/model" in told
     assert "\n" not in told
 
