@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -136,92 +134,20 @@ class OfflineDataset:
                 owners[row] = name
 
 
-def digits_dataset(
-    *, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
+def stratified_dataset(
+    x: Tensor, labels: Tensor, fractions: Mapping[str, float], seed: int
 ) -> OfflineDataset:
-    """The 1797 handwritten digits of scikit-learn, as 8x8 images (it needs no download).
+    """Gives every row to one split, each split with the label frequencies of the whole.
 
     Args:
+        x: Examples, float32 [N, *shape].
+        labels: Class indices, int64 [N].
         fractions: Share of each split; the shares add up to 1.
-        seed: Seed of the stratified splits.
-
-    Returns:
-        A dataset with x float32 [1797, 1, 8, 8] and 10 labels.
+        seed: Seed of the splits.
 
     Raises:
         ConfigError: If the fractions cannot be met.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    # The pixels are ink counts from 0 to 16 (UCI "Optical Recognition of Handwritten Digits").
-    x = torch.from_numpy(digits.images[:, None] / 8 - 1).float()
-    return _stratified_dataset(x, torch.from_numpy(digits.target).long(), fractions, seed)
-
-
-def array_dataset(
-    *, path: str | Path, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
-) -> OfflineDataset:
-    """Your own data: an .npz file with arrays `x` and `y`, as `numpy.savez` writes them.
-
-    Args:
-        path: The file. `x` is floating point [N, *shape] in [-1, 1]; `y` is integer [N], and its
-            values are 0 to K - 1, each used at least once.
-        fractions: Share of each split; the shares add up to 1.
-        seed: Seed of the stratified splits.
-
-    Returns:
-        A dataset with K labels; x is converted to float32 and y to int64.
-
-    Raises:
-        ConfigError: If the file is missing, unreadable or does not hold such arrays, or if the
-            fractions cannot be met.
-    """
-    x, y = _read_arrays(Path(path).expanduser())
-    if x.dtype.kind != "f" or x.ndim < 2 or len(x) == 0:
-        raise ConfigError(
-            f"x in {path} is {x.dtype} of shape {list(x.shape)}, but must be non-empty floating "
-            "point [N, *shape]: convert it, for instance x.astype('float32') / 127.5 - 1"
-        )
-    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
-        raise ConfigError(
-            f"y in {path} is {y.dtype} of shape {list(y.shape)}, but must be integer "
-            f"[{len(x)}], one label per row of x: convert it with y.astype('int64').reshape(-1)"
-        )
-    used = np.unique(y)
-    if not np.array_equal(used, np.arange(len(used))):
-        raise ConfigError(
-            f"y in {path} uses {len(used)} labels between {used[0]} and {used[-1]}, but must use "
-            "every one of 0 to K - 1: renumber with np.unique(y, return_inverse=True)[1]"
-        )
-    examples = torch.from_numpy(x.astype(np.float32))
-    return _stratified_dataset(examples, torch.from_numpy(y.astype(np.int64)), fractions, seed)
-
-
-def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise ConfigError(f"no file at {path.absolute()}: give the path of an .npz file")
-    try:
-        # A pickle runs code when it is read, so a file from elsewhere must not hold one.
-        archive = np.load(path, allow_pickle=False)
-        names = getattr(archive, "files", ["one array without a name"])
-        if not {"x", "y"} <= set(names):
-            raise ConfigError(
-                f"{path} holds {', '.join(names)}: write it with np.savez(path, x=x, y=y)"
-            )
-        with archive:
-            return archive["x"], archive["y"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            f"{path} is not a readable .npz file of plain arrays ({error}): "
-            "write it with np.savez(path, x=x, y=y)"
-        ) from error
-
-
-def _stratified_dataset(
-    x: Tensor, labels: Tensor, fractions: Mapping[str, float], seed: int
-) -> OfflineDataset:
-    """Gives every row to one split, each split with the label frequencies of the whole."""
     from sklearn.model_selection import train_test_split
 
     if min(fractions.values(), default=0) <= 0 or not math.isclose(sum(fractions.values()), 1):
