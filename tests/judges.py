@@ -71,3 +71,13 @@ def aesthetic_head(file: Path, features: int = 8) -> Path:
     else:
         torch.save(weights, file)
     return file
+
+
+def fitted(folder: Path, num_labels: int) -> Path:
+    """A classifier of this project for colour images, with random weights."""
+    from ctrl_rl.classifiers.classifier import Classifier
+    from ctrl_rl.classifiers.networks import ConvolutionalClassifier
+
+    network = ConvolutionalClassifier(channels=3, num_labels=num_labels)
+    Classifier(network=network, num_labels=num_labels).save(folder)
+    return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import choices
-from contract_tasks import GIVEN, GROUPS, K, config_of, permuted, samples
+from contract_tasks import GIVEN, GROUPS, K, config_of, permuted, samples, words_of_task
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
@@ -65,8 +65,8 @@ def test_yaml_agrees_with_the_signature(group: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", choices("env"))
-def test_env(name: str) -> None:
-    config = compose("train", [f"env={name}"])
+def test_env(name: str, made: Callable[[str], Path]) -> None:
+    config = compose("train", [f"env={name}", *words_of_task(name, made)])
     assert config.env.name == name
     assert set(config.env) == {"name", "guidance_strength", "control_scale"}
     (env_id,) = [key for key, task in TASKS.items() if task == name]
@@ -117,13 +117,15 @@ def test_prior(name: str, made: Callable[[str], Path]) -> None:
     prior.train()
     x = torch.randn(6, *prior.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     timestep = torch.tensor([0, 10, 300, 500, 700, 999])
-    denoised = prior.denoiser(x, timestep)
+    prompt = torch.tensor([0, 1, 1, 0, 1, 2]) if prior.prompts else None
+    denoised = prior.denoiser(x, timestep, prompt=prompt)
     assert denoised.shape == x.shape and denoised.dtype == torch.float32
     assert torch.isfinite(denoised).all()
     order = permuted(6)
-    torch.testing.assert_close(
-        prior.denoiser(x[order], timestep[order]), denoised[order], rtol=1e-4, atol=1e-4
+    moved = prior.denoiser(
+        x[order], timestep[order], prompt=None if prompt is None else prompt[order]
     )
+    torch.testing.assert_close(moved, denoised[order], rtol=1e-4, atol=1e-4)
     sample = prior.decode(denoised)
     assert len(sample) == 6 and sample.dtype == torch.float32
     sample.sum().backward()
@@ -132,9 +134,9 @@ def test_prior(name: str, made: Callable[[str], Path]) -> None:
     assert not any(module.training for module in prior.modules())
     if features := prior.denoiser.embedding_features:
         nothing = torch.zeros(6, features)
-        assert torch.equal(prior.denoiser(x, timestep, nothing), denoised)
+        assert torch.equal(prior.denoiser(x, timestep, nothing, prompt), denoised)
         something = torch.ones(6, features)
-        assert not torch.equal(prior.denoiser(x, timestep, something), denoised)
+        assert not torch.equal(prior.denoiser(x, timestep, something, prompt), denoised)
 
 
 # --- kernel -----------------------------------------------------------------------------------
