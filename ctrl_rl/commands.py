@@ -137,12 +137,15 @@ def pretrain(config: DictConfig) -> int:
 
 def dataset(config: DictConfig) -> int:
     """Draw and label pictures."""
-    from ctrl_rl.generation import generate_dataset
+    from ctrl_rl.generation import check_folder, generate_dataset
 
     build.set_threads(config)
     plan, folder = build.build_generation_plan(config), Path(config.out)
+    groups = ("prior", "kernel", "reward", "control_law")
+    decides: dict[str, Any] = {key: OmegaConf.to_container(config[key]) for key in groups}
+    decides["prior"].pop("evaluation_prompts", None)  # which are not drawn
+    check_folder(folder, plan, decides)
     process = build.build_process(config)
-    decides = {key: OmegaConf.to_container(config[key]) for key in ("prior", "kernel", "reward")}
     say(f"{folder}: {plan.n} pictures of the prior {config.choices.prior}")
     with bar("dataset", plan.n) as report:
         counts = generate_dataset(

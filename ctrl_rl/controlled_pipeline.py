@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.flow_scheduler import FlowSDEScheduler
 from ctrl_rl.labels import checked_labels
 from ctrl_rl.nets import ControlEmbedding
+from ctrl_rl.pipeline_schedulers import FlowSDEScheduler, scheduler_of
 from ctrl_rl.priors.text_transformer import POOLED, ControlledTimeEmbedding, packed
 
 SETTINGS, EMBEDDING = "control.json", "control_embedding.safetensors"
@@ -75,7 +76,7 @@ class ControlledPipeline:
         kind = getattr(diffusers, settings["pipeline"])
         more = {"dtype": getattr(torch, settings["dtype"]), **more}
         pipeline = kind.from_pretrained(base or settings["base_model"], **more)
-        pipeline.scheduler = _scheduler(settings, pipeline.scheduler.config)
+        pipeline.scheduler = scheduler_of(settings, pipeline.scheduler.config)
         network = getattr(pipeline, settings["part"])
         network.load_lora_adapter(load_file(folder / ADAPTERS), prefix=settings["part"])
         if settings["part"] == "unet":
@@ -113,7 +114,7 @@ class ControlledPipeline:
 
         Args:
             prompt: one, or one per image.
-            control: a label for all, or one per image, by name of the control; what is missing
+            control: a label for all, or one per prompt, by name of the control; what is missing
                 asks for nothing.
             strength: of the control and all that was trained: 0 is the base model, 1 as trained.
             **more: for the stock pipeline's call.
@@ -134,10 +135,24 @@ class ControlledPipeline:
             given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
         images = given.get("num_images_per_prompt") or 1
         vectors = self.embedding(labels).repeat_interleave(images, 0)
-        if isinstance(self.pipeline.scheduler, FlowSDEScheduler):
-            self.pipeline.scheduler.draw = partial(self._draw, given)
-        with self._steered(vectors, strength, separate=given.get("true_cfg_scale", 1) > 1):
+        negative = (given.get(name) for name in ("negative_prompt", "negative_prompt_embeds"))
+        asked = any(each is not None for each in negative)
+        separate = asked and given.get("true_cfg_scale", 1) > 1  # as Flux has it
+        with self._drawing(given), self._steered(vectors, strength, separate=separate):
             return self.pipeline(prompts, **given)
+
+    @contextmanager
+    def _drawing(self, given: Mapping[str, Any]) -> Iterator[None]:
+        """A flow scheduler with the call's noise, unless it has its own."""
+        scheduler = self.pipeline.scheduler
+        if not isinstance(scheduler, FlowSDEScheduler) or scheduler.draw is not None:
+            yield
+            return
+        scheduler.draw = partial(self._draw, given)
+        try:
+            yield
+        finally:
+            scheduler.draw = None
 
     def _draw(self, given: Mapping[str, Any], latents: Tensor) -> Tensor:
         """Noise of the call's generator, for a scheduler that is given none."""
@@ -146,8 +161,8 @@ class ControlledPipeline:
             return draw(latents.shape)
         scale, side = self.pipeline.vae_scale_factor, self.pipeline.default_sample_size
         height, width = (given.get(name) or side * scale for name in ("height", "width"))
-        shape = (len(latents), latents.shape[2] // 4, height // scale, width // scale)
-        return packed(draw(shape))
+        sides = (2 * (side // (2 * scale)) for side in (height, width))  # as the pipeline rounds
+        return packed(draw((len(latents), latents.shape[2] // 4, *sides)))
 
     @contextmanager
     def _steered(self, vectors: Tensor, strength: float, *, separate: bool) -> Iterator[None]:
@@ -162,15 +177,14 @@ class ControlledPipeline:
         stock, calls = network.forward, itertools.count()
 
         def forward(*given: Any, **named: Any) -> Any:
-            call = next(calls)
-            steps = len(self.pipeline.scheduler.timesteps)
-            step, nothing = divmod(call, 2) if separate else (call, 0)
             sample = given[0] if given else named["hidden_states"]
+            nothing = next(calls) % 2 if separate else 0
             rows = vectors.to(sample) * (1 - nothing)
             if len(sample) == 2 * len(rows):  # guidance: the first half asks for nothing
                 rows = torch.cat([torch.zeros_like(rows), rows])
             # Where the last step has no noise it was no action: the base model does it.
-            weight = 0.0 if step == steps - 1 and self.settings["read_out"] else strength
+            last = self._is_last(given[1] if len(given) > 1 else named["timestep"], sample)
+            weight = 0.0 if last and self.settings["read_out"] else strength
             if weight == 1:
                 return stock(*given, **_controlled(named, rows))
             network.disable_adapters()
@@ -184,11 +198,21 @@ class ControlledPipeline:
             mixed = base[0] + weight * (found[0] - base[0])
             return (mixed,) if isinstance(found, tuple) else type(found)(sample=mixed)
 
+        before = network.__dict__.get("forward")
         network.forward = forward
         try:
             yield
         finally:
-            network.forward = stock
+            del network.forward
+            if before is not None:
+                network.forward = before
+
+    def _is_last(self, timestep: Any, sample: Tensor) -> bool:
+        """Whether the network is asked for the scheduler's last step."""
+        unit = 1000 if sample.ndim == 3 else 1  # Flux's pipeline gives thousandths
+        asked = float(torch.as_tensor(timestep).flatten()[0]) * unit
+        last = float(self.pipeline.scheduler.timesteps[-1])
+        return math.isclose(asked, last, rel_tol=0.01, abs_tol=1e-6)  # bfloat16 has three digits
 
 
 def _controlled(named: dict[str, Any], rows: Tensor) -> dict[str, Any]:
@@ -196,13 +220,3 @@ def _controlled(named: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     if POOLED in named:
         return {**named, POOLED: torch.cat([named[POOLED], rows.to(named[POOLED])], dim=1)}
     return {**named, "class_labels": rows}
-
-
-def _scheduler(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
-    """The scheduler whose steps are the run's kernel."""
-    if settings["noise_level"] is not None:
-        scheduler = FlowSDEScheduler.from_config(config)
-        scheduler.noise_level = settings["noise_level"]
-        return scheduler
-    config = {"clip_sample": False, **config}  # as the run's prior has it
-    return getattr(diffusers, settings["scheduler"]).from_config(config)

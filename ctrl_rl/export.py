@@ -15,7 +15,7 @@ from ctrl_rl.priors.guided import GuidedNetwork
 _SCHEDULERS = {  # by the choice of kernel
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "euler_ancestral": "UnitStartEulerAncestralScheduler",
     "flow_sde": "FlowSDEScheduler",
 }
 
@@ -42,8 +42,11 @@ def export_run(run: LoadedRun, folder: Path) -> None:
             f"{run.run.path} has kernel={config.choices.kernel}, for which there is no diffusers "
             f"scheduler; what can be exported: {', '.join(_SCHEDULERS)}"
         )
-    network = prior.denoiser.network
-    assert isinstance(network, GuidedNetwork)  # it has prompts
+    network = getattr(prior.denoiser, "network", None)
+    if not isinstance(network, GuidedNetwork):
+        raise ConfigError(
+            f"{run.run.path} has a prior of your own; what can be exported are diffusers pipelines"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     here = resolve(config.prior.path)
     base = str(here.resolve()) if here.is_dir() else str(config.prior.path)

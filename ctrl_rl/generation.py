@@ -5,6 +5,7 @@ The folder is an image folder as Hugging Face `datasets` reads it: pictures, and
 """
 
 import csv
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from ctrl_rl import keys
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, RunError, check_sizes
+from ctrl_rl.pixels import check_images, to_pixels
 from ctrl_rl.policies import PriorPolicy
 from ctrl_rl.rollouts import rollout
 
@@ -36,7 +38,7 @@ class GenerationPlan:
         seed: of the noise and the prompts.
 
     Raises:
-        ConfigError: a size below 1 or a negative seed.
+        ConfigError: a size below 1 or a seed out of range.
     """
 
     n: int
@@ -46,8 +48,8 @@ class GenerationPlan:
     def __post_init__(self) -> None:
         """Check the sizes."""
         check_sizes("generate", n=self.n, batch_size=self.batch_size)
-        if self.seed < 0:
-            raise ConfigError(f"seed={self.seed} must be 0 or more")
+        if not 0 <= self.seed < 2**63 // _MOST_BATCHES:
+            raise ConfigError(f"seed={self.seed} must be 0 to {2**63 // _MOST_BATCHES - 1}")
 
 
 def generate_dataset(
@@ -72,19 +74,19 @@ def generate_dataset(
         How many pictures have each label, by control.
 
     Raises:
-        ConfigError: samples that are no pictures, a reward without classifiers, or a folder that
-            holds something else.
-        RunError: the folder's metadata is damaged.
+        ConfigError: samples that are no pictures, a reward without classifiers, or see
+            `check_folder`.
     """
     _check_labels(process)
-    description = json.loads(json.dumps({**settings, **asdict(plan)}))
-    rows = _started(folder, description, [*_columns(process)])
-    with (folder / METADATA).open("a", newline="") as file:
+    rows = _start(folder, plan, settings, _columns(process))
+    device = process.kernel.scale.device
+    env = LatentEnv(process, num_envs=plan.batch_size, device=device)
+    with (folder / METADATA).open("a", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         while len(rows) < plan.n:
-            batch = len(rows) // plan.batch_size
-            found = _drawn(process, plan, batch)
-            for sample, row in zip(*found, strict=True):
+            # A function of the seed and the batch's number; no two seeds share a batch.
+            env.set_seed(plan.seed * _MOST_BATCHES + len(rows) // plan.batch_size)
+            for sample, row in zip(*_drawn(env), strict=True):
                 name = f"{len(rows):06d}.png"
                 _save_picture(folder / name, sample)
                 rows.append([name, *row])
@@ -100,19 +102,43 @@ def generate_dataset(
     return counts
 
 
+def check_folder(folder: Path, plan: GenerationPlan, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder that cannot be gone on with, before anything is built.
+
+    Raises:
+        ConfigError: it holds something else, or was drawn with other settings.
+        RunError: its description is damaged.
+    """
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder} is no dataset of ours and not empty; give another out=")
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{file} is damaged ({error}); remove it or give another out=") from error
+    for name, value in _description(plan, settings).items():
+        if name != "n" and before.get(name) != value:
+            was = before.get(name)
+            values = f" ({was}, now {value})" if isinstance(value, int) else ""
+            raise ConfigError(f"{folder} was drawn with another {name}{values}; give another out=")
+
+
+def _description(plan: GenerationPlan, settings: Mapping[str, Any]) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads(json.dumps({**asdict(plan), **settings}))
+    return described
+
+
 def _columns(process: DenoisingProcess) -> list[str]:
     prompt = [keys.PROMPT] if process.prior.prompts else []
     return [FILE_NAME, *process.controls, *prompt]
 
 
 @torch.no_grad()
-def _drawn(
-    process: DenoisingProcess, plan: GenerationPlan, batch: int
-) -> tuple[list[Tensor], list[list[str]]]:
-    """The samples of a batch, and their rows; a function of the seed and the batch's number."""
-    device = process.kernel.scale.device
-    seed = plan.seed * _MOST_BATCHES + batch  # no two seeds share a batch
-    env = LatentEnv(process, num_envs=plan.batch_size, seed=seed, device=device)
+def _drawn(env: LatentEnv) -> tuple[list[Tensor], list[list[str]]]:
+    """The samples of a batch, and their rows but for the file's name."""
+    process = env.process
     episode = rollout(env, PriorPolicy(process.kernel))
     samples = episode[keys.SAMPLE][:, -1]
     predicted = process.reward_model.predict(samples)
@@ -122,15 +148,12 @@ def _drawn(
     if prompts:
         places = episode[keys.CONTROL, keys.PROMPT][:, 0].tolist()
         columns.append([prompts.all[place] for place in places])
-    return list(samples.cpu()), [
-        [str(entry) for entry in row] for row in zip(*columns, strict=True)
-    ]
+    return list(samples), [[str(entry) for entry in row] for row in zip(*columns, strict=True)]
 
 
 def _check_labels(process: DenoisingProcess) -> None:
     shape = process.sample_shape
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ConfigError(f"samples of shape {shape} are no pictures; give a prior of images")
+    check_images(shape, "a dataset of pictures")
     sample = torch.zeros(1, *shape, device=process.kernel.scale.device)
     if process.reward_model.predict(sample) is None:
         raise ConfigError(
@@ -139,45 +162,37 @@ def _check_labels(process: DenoisingProcess) -> None:
         )
 
 
-def _started(folder: Path, description: dict[str, Any], columns: list[str]) -> list[list[str]]:
+def _start(
+    folder: Path, plan: GenerationPlan, settings: Mapping[str, Any], columns: list[str]
+) -> list[list[str]]:
     """The rows that are there already, in whole batches; a new folder has none."""
-    file = folder / DESCRIPTION
-    if not file.is_file():
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty and no dataset of ours; give another out=")
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(description, indent=2) + "\n")
-        _write_rows(folder, columns, [])
-        return []
-    try:
-        before = json.loads(file.read_text())
-        with (folder / METADATA).open(newline="") as metadata:
-            head, *rows = csv.reader(metadata)
-    except (ValueError, OSError) as error:
-        raise RunError(f"{folder} is damaged ({error}); remove it or give another out=") from error
-    different = [key for key in description if before.get(key) != description[key]]
-    if [key for key in different if key != "n"] or head != columns:
-        wrong = next((key for key in different if key != "n"), METADATA)
-        raise ConfigError(
-            f"{folder} was drawn with another {wrong} ({before.get(wrong)}, now "
-            f"{description.get(wrong)}); give another out="
-        )
-    whole = len(rows) // description["batch_size"] * description["batch_size"]
-    if len(rows) < description["n"]:  # a batch that was interrupted is drawn anew
-        rows = rows[:whole]
-    file.write_text(json.dumps(description, indent=2) + "\n")
-    _write_rows(folder, columns, rows)
+    check_folder(folder, plan, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[list[str]] = []
+    if (folder / METADATA).is_file():
+        with (folder / METADATA).open(newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+        if head != columns:
+            raise ConfigError(f"{folder} has the columns {', '.join(head)}; give another out=")
+    if len(rows) < plan.n:  # a batch that was interrupted is drawn anew
+        rows = rows[: len(rows) // plan.batch_size * plan.batch_size]
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([columns, *rows])
+    _replace(folder / METADATA, table.getvalue())
+    described = _description(plan, settings) | {"n": max(plan.n, len(rows))}
+    _replace(folder / DESCRIPTION, json.dumps(described, indent=2) + "\n")
     return rows
 
 
-def _write_rows(folder: Path, columns: list[str], rows: list[list[str]]) -> None:
-    with (folder / METADATA).open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+def _replace(file: Path, text: str) -> None:
+    """Write a file that is there whole or as it was."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
 
 
 def _save_picture(file: Path, sample: Tensor) -> None:
     """A sample [1 or 3, H, W] in [-1, 1] as a PNG file."""
     from PIL import Image
 
-    pixels = (sample.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-    Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()).save(file)
+    Image.fromarray(to_pixels(sample).squeeze(-1).numpy(force=True)).save(file)

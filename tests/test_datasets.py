@@ -13,6 +13,7 @@ from ctrl_rl.datasets import (
     DEFAULT_FRACTIONS,
     OfflineDataset,
     array_dataset,
+    as_float,
     digits_dataset,
     image_dataset,
 )
@@ -187,8 +188,9 @@ def test_image_dataset_reads_pictures_and_labels(tmp_path: Path) -> None:
     loaded = image_dataset(path=folder, label="mood", fractions=HALVES)
     assert loaded.x.shape == (8, 1, 6, 4) and loaded.labels.tolist() == [0, 1] * 4
     with Image.open(folder / "3.png") as image:
-        expected = torch.from_numpy(np.array(image)) / 127.5 - 1
-    assert torch.equal(loaded.x[3, 0], expected)
+        expected = torch.from_numpy(np.array(image))
+    assert loaded.x.dtype == torch.uint8 and torch.equal(loaded.x[3, 0], expected)
+    assert torch.equal(as_float(loaded.x[3, 0]), expected / 127.5 - 1)
     colour = np.full((10, 10, 3), (255, 0, 127), dtype=np.uint8)
     Image.fromarray(colour).save(folder / "3.png")
     with pytest.raises(ConfigError, match="to make them one"):
@@ -197,7 +199,7 @@ def test_image_dataset_reads_pictures_and_labels(tmp_path: Path) -> None:
         Image.fromarray(colour).save(folder / name)
     resized = image_dataset(path=folder, label="mood", size=[5, 3], fractions=HALVES)
     assert resized.x.shape == (8, 3, 5, 3)
-    assert torch.allclose(resized.x[0, :, 2, 1], torch.tensor([1.0, -1.0, 127 / 127.5 - 1]))
+    assert resized.x[0, :, 2, 1].tolist() == [255, 0, 127]
 
 
 def test_bad_image_folders_are_refused(tmp_path: Path) -> None:
@@ -210,7 +212,15 @@ def test_bad_image_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds 'happy', which is no whole label"):
         image_dataset(path=folder, label="mood")
     folder = image_folder(tmp_path / "gap", [("a.png", "0"), ("b.png", "2")])
-    with pytest.raises(ConfigError, match="must use every one of 0 to K - 1"):
+    with pytest.raises(ConfigError, match="every one of 0 to 2, and no picture has 1"):
+        image_dataset(path=folder, label="mood")
+    folder = image_folder(tmp_path / "top", ROWS)
+    with pytest.raises(ConfigError, match="every one of 0 to 2, and no picture has 2"):
+        image_dataset(path=folder, label="mood", num_labels=3)
+    with pytest.raises(ConfigError, match=r"must be \[height, width\]"):
+        image_dataset(path=folder, label="mood", size=[64])
+    Image.fromarray(np.zeros((6, 4), dtype=np.uint16)).save(folder / "0.png")
+    with pytest.raises(ConfigError, match="has mode I;16, but must be grey or RGB"):
         image_dataset(path=folder, label="mood")
     folder = image_folder(tmp_path / "broken", ROWS)
     (folder / "3.png").write_bytes(b"no picture")

@@ -25,12 +25,18 @@ DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType(
 )
 
 
+def as_float(x: Tensor) -> Tensor:
+    """Examples as networks take them: float32 in [-1, 1], pixels / 127.5 - 1."""
+    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OfflineDataset:
     """Labelled examples with named, disjoint splits, on the CPU.
 
     Attributes:
-        x: Examples, float32 [N, *shape], every value in [-1, 1].
+        x: Examples [N, *shape]: float32 with every value in [-1, 1], or uint8 pixels, a quarter of
+            the memory, which `as_float` turns into such values.
         labels: Class indices, int64 [N], each in [0, num_labels).
         num_labels: Number of classes.
         splits: For each split its row numbers, int64 [n], n >= 1. No row is in two splits.
@@ -75,7 +81,7 @@ class OfflineDataset:
             name: One of the keys of `splits`.
 
         Returns:
-            x float32 [n, *shape] and labels int64 [n].
+            x [n, *shape], as it is kept (see `as_float`), and labels int64 [n].
 
         Raises:
             ConfigError: If there is no such split.
@@ -87,7 +93,7 @@ class OfflineDataset:
 
     def _check_examples(self) -> None:
         x, labels = self.x, self.labels
-        if x.dtype != torch.float32 or x.dim() < 2 or len(x) == 0:
+        if x.dtype not in (torch.float32, torch.uint8) or x.dim() < 2 or len(x) == 0:
             raise ConfigError(
                 f"x is {x.dtype} of shape {list(x.shape)}, but must be a non-empty torch.float32 "
                 "[N, *shape]: convert it with x.float(), examples on the first axis"
@@ -97,9 +103,9 @@ class OfflineDataset:
                 f"labels are {labels.dtype} of shape {list(labels.shape)}, but must be "
                 f"torch.int64 [{len(x)}]: give one class index per row of x"
             )
-        if not torch.isfinite(x).all():
+        if x.dtype == torch.float32 and not torch.isfinite(x).all():
             raise ConfigError("x holds NaN or infinite values: remove or repair those examples")
-        if x.abs().max() > 1:
+        if x.dtype == torch.float32 and x.abs().max() > 1:
             raise ConfigError(
                 f"x lies in [{x.min():g}, {x.max():g}], but must lie in [-1, 1]: rescale it, for "
                 "instance x / 127.5 - 1 for 8-bit images"
@@ -140,7 +146,7 @@ def stratified_dataset(
     """Gives every row to one split, each split with the label frequencies of the whole.
 
     Args:
-        x: Examples, float32 [N, *shape].
+        x: Examples, as `OfflineDataset` has them.
         labels: Class indices, int64 [N].
         fractions: Share of each split; the shares add up to 1.
         seed: Seed of the splits.

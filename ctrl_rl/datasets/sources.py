@@ -13,6 +13,8 @@ import torch
 from ctrl_rl.datasets.offline import DEFAULT_FRACTIONS, OfflineDataset, stratified_dataset
 from ctrl_rl.errors import ConfigError, did_you_mean
 
+_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # Pillow's: how an image is kept, and read
+
 
 def digits_dataset(
     *, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
@@ -66,7 +68,12 @@ def array_dataset(
             f"y in {path} is {y.dtype} of shape {list(y.shape)}, but must be integer "
             f"[{len(x)}], one label per row of x: convert it with y.astype('int64').reshape(-1)"
         )
-    _check_used(y, f"y in {path}")
+    used = np.unique(y)
+    if not np.array_equal(used, np.arange(len(used))):
+        raise ConfigError(
+            f"y in {path} uses {len(used)} labels between {used[0]} and {used[-1]}, but must use "
+            "every one of 0 to K - 1: renumber with np.unique(y, return_inverse=True)[1]"
+        )
     examples = torch.from_numpy(x.astype(np.float32))
     return stratified_dataset(examples, torch.from_numpy(y.astype(np.int64)), fractions, seed)
 
@@ -75,6 +82,7 @@ def image_dataset(
     *,
     path: str | Path,
     label: str,
+    num_labels: int | None = None,
     size: Sequence[int] | None = None,
     fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
     seed: int = 0,
@@ -85,14 +93,15 @@ def image_dataset(
 
     Args:
         path: The folder. metadata.csv has a column `file_name`, relative to the folder, and one of
-            whole labels, 0 to K - 1, each used at least once.
+            whole labels, 0 to K - 1, each used at least once. Images are grey or RGB, 8 bits.
         label: The name of that column.
+        num_labels: K, to be sure that no class is missing; None for one more than the largest.
         size: Height and width that images are resized to; None where all have one size.
         fractions: Share of each split; the shares add up to 1.
         seed: Seed of the stratified splits.
 
     Returns:
-        A dataset with x float32 [N, 1 or 3, H, W] and K labels; grey where all images are.
+        A dataset with x uint8 [N, 1 or 3, H, W] and K labels; grey where all images are.
 
     Raises:
         ConfigError: If the folder, a column or an image is missing, sizes differ, or the fractions
@@ -100,15 +109,28 @@ def image_dataset(
     """
     from PIL import Image
 
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ConfigError(f"dataset.size={list(size)} must be [height, width], in pixels")
     folder = Path(path).expanduser()
     rows = _read_metadata(folder / "metadata.csv", label)
     labels = np.asarray([_whole(row[label], label, folder) for row in rows])
-    _check_used(labels, f"column {label} of {folder / 'metadata.csv'}")
+    classes = int(labels.max()) + 1 if num_labels is None else num_labels
+    absent = sorted(set(range(classes)) - set(labels.tolist()))
+    if absent or labels.min() < 0 or labels.max() >= classes:
+        raise ConfigError(
+            f"column {label} of {folder / 'metadata.csv'} must hold every one of 0 to "
+            f"{classes - 1}" + (f", and no picture has {absent[0]}: add some" if absent else "")
+        )
     images = []
     for row in rows:
         try:
             with Image.open(folder / row["file_name"]) as opened:
-                image = opened.convert("L" if opened.mode in ("L", "1") else "RGB")
+                if opened.mode not in _MODES:
+                    raise ConfigError(
+                        f"{folder / row['file_name']} has mode {opened.mode}, but must be grey or "
+                        "RGB with 8 bits a channel: convert it first"
+                    )
+                image = opened.convert(_MODES[opened.mode])
                 if size is not None:
                     image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
                 images.append(np.asarray(image, dtype=np.uint8))
@@ -118,17 +140,17 @@ def image_dataset(
     if len(shapes) > 1:
         raise ConfigError(
             f"the images of {folder} have shapes {', '.join(map(str, shapes[:4]))}: give "
-            "dataset.size=[height,width] to make them one, all grey or all in colour"
+            "dataset.size=[height,width] to make them one, and convert all to grey or to colour"
         )
     stacked = torch.from_numpy(np.stack(images))
-    x = (stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)) / 127.5 - 1
+    x = (stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)).contiguous()
     return stratified_dataset(x, torch.from_numpy(labels), fractions, seed)
 
 
 def _read_metadata(file: Path, label: str) -> list[dict[str, str]]:
     if not file.is_file():
         raise ConfigError(f"no {file}: give a folder of images with metadata.csv")
-    with file.open(newline="", encoding="utf-8") as text:
+    with file.open(newline="", encoding="utf-8-sig") as text:  # Excel writes a mark in front
         table = csv.DictReader(text)
         columns, rows = list(table.fieldnames or ()), list(table)
     for name in ("file_name", label):
@@ -146,15 +168,6 @@ def _whole(text: str, label: str, folder: Path) -> int:
         raise ConfigError(
             f"column {label} of {folder / 'metadata.csv'} holds {text!r}, which is no whole label"
         ) from None
-
-
-def _check_used(labels: np.ndarray, what: str) -> None:
-    used = np.unique(labels)
-    if not np.array_equal(used, np.arange(len(used))):
-        raise ConfigError(
-            f"{what} uses {len(used)} labels between {used[0]} and {used[-1]}, but must use "
-            "every one of 0 to K - 1: renumber with np.unique(y, return_inverse=True)[1]"
-        )
 
 
 def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:

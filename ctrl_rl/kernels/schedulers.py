@@ -218,8 +218,9 @@ def _check_diffusion(config: Mapping[str, Any]) -> None:
 
 def _check_first(scheduler: Any) -> None:
     """Refuse a first step from pure noise where the network predicts just that noise."""
-    first = int(scheduler.timesteps[0])
-    if scheduler.alphas_cumprod[first] == 0 and scheduler.config.prediction_type == "epsilon":
+    first, last = int(scheduler.timesteps[0]), scheduler.config.num_train_timesteps - 1
+    silent = scheduler.config.rescale_betas_zero_snr and first == last
+    if silent and scheduler.config.prediction_type == "epsilon":
         raise ConfigError(
             "the scheduler has rescale_betas_zero_snr with epsilon prediction, which divides "
             "by zero at the first step; use v_prediction or sample prediction"

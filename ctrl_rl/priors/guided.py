@@ -190,20 +190,20 @@ def latent_size(
 
     Args:
         pipeline: says how many pixels a latent's pixel has.
-        size: height and width of the image, in pixels; None for the model's own.
+        size: height and width of the image, in pixels, > 0; None for the model's own.
         default: the model's own height and width, or both in one, of the latent.
         patch: latents' pixels that the network takes together, along each side.
 
     Raises:
-        ConfigError: no two positive multiples of what the model can draw.
+        ConfigError: no multiples of what the model can draw.
     """
     if size is None:
         height, width = (default, default) if isinstance(default, int) else default
         return height, width
     unit = pipeline.vae_scale_factor * patch
-    if len(size) != 2 or any(side < unit or side % unit for side in size):
+    if any(side % unit for side in size):
         raise ConfigError(
-            f"prior.size={list(size)} must be [height, width] in pixels, multiples of {unit} with "
-            "this model; null is the model's own size"
+            f"prior.size={list(size)} must be multiples of {unit} pixels with this model; null is "
+            "the model's own size"
         )
     return size[0] // pipeline.vae_scale_factor, size[1] // pipeline.vae_scale_factor

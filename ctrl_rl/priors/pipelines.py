@@ -57,18 +57,35 @@ def diffusers_prior(
     else:
         kind = _kind(path, str(folder) if folder.is_dir() else path)
     if kind in _UNCONDITIONAL:
-        if prompts is not None or evaluation_prompts is not None or size is not None:
-            raise ConfigError(
-                f"prior.path={path} is a {kind}, which has no prompts and one size; leave prompts "
-                "and size out"
-            )
+        given = {
+            "prompts": prompts,
+            "evaluation_prompts": evaluation_prompts,
+            "negative_prompt": negative_prompt or None,
+            "guidance_scale": guidance_scale,
+            "size": size,
+            "dtype": None if dtype == _DTYPES[0] else dtype,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise ConfigError(
+                    f"prior.{name}={value}, but prior.path={path} is a {kind}, which has no "
+                    "prompts, one size and float32; leave it out"
+                )
         return diffusers_unet_prior(path=path)
     check_choice("the pipeline of prior.path", kind, (*_UNCONDITIONAL, *_TEXT))
     if guidance_scale is not None and not (guidance_scale >= 1 and math.isfinite(guidance_scale)):
         raise ConfigError(f"prior.guidance_scale={guidance_scale} must be 1 (no guidance) or more")
+    if guidance_scale == 1 and negative_prompt:
+        raise ConfigError(
+            f"prior.negative_prompt='{negative_prompt}' does nothing without guidance; leave it "
+            "out, or give prior.guidance_scale above 1"
+        )
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ConfigError(f"prior.size={list(size)} must be [height, width], in pixels")
+    checked = _prompts(kind, prompts, evaluation_prompts)  # before anything large is read
     return _TEXT[kind](
         _load(kind, path, str(folder) if folder.is_dir() else path, dtype),
-        prompts=_prompts(kind, prompts, evaluation_prompts),
+        prompts=checked,
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
         size=size,

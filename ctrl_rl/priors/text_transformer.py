@@ -209,7 +209,7 @@ def flux_prior(
     none where the scale is None.
 
     Raises:
-        ConfigError: a negative prompt for a guidance-distilled model.
+        ConfigError: a negative prompt for a guidance-distilled model, or without guidance.
     """
     transformer = pipeline.transformer
     distilled = bool(transformer.config.guidance_embeds)
@@ -218,14 +218,19 @@ def flux_prior(
             f"prior.negative_prompt='{negative_prompt}': this model is guidance-distilled and "
             "takes none; leave it out"
         )
+    own = default_guidance(pipeline) if distilled else 1.0
+    scale = own if guidance_scale is None else guidance_scale
+    if scale == 1 and negative_prompt:
+        raise ConfigError(
+            f"prior.negative_prompt='{negative_prompt}' does nothing without guidance, which this "
+            "model has none of by itself; leave it out, or give prior.guidance_scale above 1"
+        )
     height, width = latent_size(pipeline, size, pipeline.default_sample_size, _PATCH)
     told = (*prompts.all, negative_prompt)
     warn_of_long(pipeline.tokenizer_2, told, _T5_TOKENS["flux"])
     with torch.no_grad():
         rows = [pipeline.encode_prompt(text, device=torch.device("cpu"))[:2] for text in told]
     texts, pooled = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    own = default_guidance(pipeline) if distilled else 1.0
-    scale = own if guidance_scale is None else guidance_scale
     network = PackedTransformer(
         transformer,
         texts,

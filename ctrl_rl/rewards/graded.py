@@ -55,10 +55,11 @@ class Graded(nn.Module):
         distance = (self.edges - self.measure(x)[:, None]) / self.std
         first, last = distance[:, :1], distance[:, -1:]
         # Of a class between two edges: a difference of two tails on the side where both are small.
-        low, high = distance[:, :-1].double(), distance[:, 1:].double()
+        exact = distance.cpu() if distance.device.type == "mps" else distance  # without float64
+        low, high = exact[:, :-1].double(), exact[:, 1:].double()
         upper = low + high > 0
         below = torch.where(upper, -high, low), torch.where(upper, -low, high)
         tail, whole = (torch.special.log_ndtr(each) for each in below)
         between = whole + torch.log(-torch.expm1(tail - whole))
         parts = (torch.special.log_ndtr(first), between, torch.special.log_ndtr(-last))
-        return torch.cat([part.float() for part in parts], dim=1)
+        return torch.cat([part.float().to(distance.device) for part in parts], dim=1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.pixels import check_images, to_pixels
 
 
 def jpeg_kilobytes(image: Tensor, quality: int = 95) -> Tensor:
@@ -25,13 +26,8 @@ def jpeg_kilobytes(image: Tensor, quality: int = 95) -> Tensor:
     """
     from PIL import Image
 
-    if image.ndim != 4 or image.shape[1] not in (1, 3):
-        raise ConfigError(
-            f"samples of shape {tuple(image.shape[1:])} are no images; JPEG sizes need "
-            "[1, H, W] or [3, H, W]"
-        )
-    pixels = (image.detach().float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-    arrays = pixels.permute(0, 2, 3, 1).squeeze(-1).numpy(force=True)
+    check_images(image.shape[1:], "a JPEG size")
+    arrays = to_pixels(image).squeeze(-1).numpy(force=True)
 
     def size(array: Any) -> int:
         file = io.BytesIO()

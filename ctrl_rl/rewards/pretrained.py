@@ -1,5 +1,6 @@
 """Pretrained models of transformers as judges of images, by folder or id on the hub."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,59 @@ from torch.nn import functional
 
 from ctrl_rl.assets import resolve, unreachable
 from ctrl_rl.errors import ConfigError, check_choice
+from ctrl_rl.pixels import check_images
+
+_KINDS = {
+    "AutoModelForImageClassification": "an image classifier of transformers",
+    "CLIPModel": "a CLIP model",
+}
+_TRIED = ((256, 256), (440, 440), (320, 480))  # heights and widths, in pixels
+# Largest difference of a smooth picture, in units of a channel's standard deviation: rounding and
+# other weights of interpolation give 0.02, a processor that does something else 0.5 or more.
+_APART = 0.1
 
 
 class Pixels(nn.Module):
     """Images as a model's own processor gives them, with a gradient.
 
     Resized, cropped from the middle and normalised as the processor's config says; interpolated in
-    float where the processor rounds to whole pixels.
+    float where the processor rounds to whole pixels. On construction both are held against each
+    other, as some processors do more than that.
 
     Args:
         processor: an image processor of transformers.
+        path: of its model, for errors.
+
+    Raises:
+        ConfigError: the processor does what is not known here.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, path: str) -> None:
         super().__init__()
+        try:
+            self._read(processor)
+            apart = max(self._deviation(processor, *sides) for sides in _TRIED)
+        except Exception as error:  # of attributes that a processor has not, and of its own
+            raise ConfigError(
+                f"the image processor of {path} cannot be followed with a gradient "
+                f"({type(error).__name__}: {error}); give a model with resizing, cropping and "
+                "normalisation alone, such as a ViT or CLIP"
+            ) from error
+        if apart > _APART:
+            raise ConfigError(
+                f"the image processor of {path}, {type(processor).__name__}, does more than "
+                "resizing, cropping and normalisation, which is all that is followed here; give "
+                "another model, such as a ViT or CLIP"
+            )
+
+    def _read(self, processor: Any) -> None:
         self.size = _sides(processor.size) if processor.do_resize else None
-        self.crop = (
-            _sides(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
-        )
-        self.mode = "bilinear" if int(processor.resample) == 2 else "bicubic"  # Pillow's numbers
+        crops = getattr(processor, "do_center_crop", False)
+        self.crop = _sides(processor.crop_size) if crops else None
+        self.mode = {2: "bilinear", 3: "bicubic"}[int(processor.resample)]  # Pillow's numbers
         channels = (1, 3, 1, 1)
         normalised = processor.do_normalize
         mean = processor.image_mean if normalised else [0.0] * 3
@@ -40,26 +72,38 @@ class Pixels(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).reshape(channels), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(channels), persistent=False)
 
+    def _deviation(self, processor: Any, height: int, width: int) -> float:
+        """How far a smooth picture comes out from the processor's own, at most."""
+        rows, columns = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
+        smooth = torch.stack([rows * columns, rows.expand(-1, width), 1 - rows * columns])
+        pixels = (smooth * 255).round()
+        array = pixels.permute(1, 2, 0).to(torch.uint8).numpy()
+        theirs = processor(images=[array], return_tensors="pt")["pixel_values"]
+        ours = self(pixels[None] / 127.5 - 1)
+        return math.inf if ours.shape != theirs.shape else float((ours - theirs).abs().max())
+
     def forward(self, sample: Tensor) -> Tensor:
         """Pixels [B, 3, h, w] of images [B, 1 or 3, H, W] in [-1, 1].
 
         Raises:
             ConfigError: the samples are no images.
         """
-        if sample.ndim != 4 or sample.shape[1] not in (1, 3):
-            raise ConfigError(
-                f"samples of shape {tuple(sample.shape[1:])} are no images; this reward needs "
-                "[1, H, W] or [3, H, W]"
-            )
+        check_images(sample.shape[1:], "a pretrained reward")
         image = (sample.float() / 2 + 0.5).expand(-1, 3, -1, -1)
         if self.size is not None:
             size = self.size
             if len(size) == 1:  # the shorter side
-                ratio = size[0] / min(image.shape[-2:])
-                size = tuple(int(side * ratio) for side in image.shape[-2:])
+                short = min(image.shape[-2:])
+                size = tuple(size[0] * side // short for side in image.shape[-2:])
             image = functional.interpolate(image, size, mode=self.mode, antialias=True)
         if self.crop is not None:
-            image = _centre(image, self.crop)
+            height, width = self.crop
+            if image.shape[-2] < height or image.shape[-1] < width:
+                raise ConfigError(
+                    f"images of {image.shape[-2]} x {image.shape[-1]} pixels are smaller than the "
+                    f"{height} x {width} that this reward looks at"
+                )
+            image = _centre(image, height, width)
         return (image - self.mean) / self.std
 
 
@@ -87,10 +131,7 @@ class ImageClassifier(nn.Module):
         if not temperature > 0:
             raise ConfigError(f"temperature={temperature} must be > 0")
         self.network, self.pixels = _loaded("AutoModelForImageClassification", path)
-        names = {name: i for i, name in self.network.config.id2label.items()}
-        for label in labels or ():
-            check_choice(f"label of {path}", label, names)
-        chosen = [names[label] for label in labels] if labels else list(range(len(names)))
+        chosen = _chosen(path, self.network.config, labels)
         self.num_labels, self.temperature = len(chosen), temperature
         self.register_buffer("chosen", torch.tensor(chosen), persistent=False)
 
@@ -172,14 +213,38 @@ def _loaded(kind: str, path: str) -> tuple[Any, Pixels]:
     transformers = _transformers()
     source = _source(path)
     try:
-        model = getattr(transformers, kind).from_pretrained(source, dtype=torch.float32)
+        model, loading = getattr(transformers, kind).from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True
+        )
         processor = transformers.AutoImageProcessor.from_pretrained(source)
     except Exception as error:  # of the hub's client, of json, of the file system
-        raise unreachable("path", path, "a model with config.json", error) from error
+        raise unreachable("path", path, f"{_KINDS[kind]} with config.json", error) from error
+    absent = sorted([*loading["missing_keys"], *map(str, loading["mismatched_keys"])])
+    if absent:
+        raise ConfigError(
+            f"path={path} is not {_KINDS[kind]}: it lacks {absent[0]} and {len(absent) - 1} more "
+            "weights, which would be random; give a model that was trained for this"
+        )
     # Weights mapped from a file lie at odd addresses; see `Prior`.
     for weight in model.parameters():
         weight.data = weight.data.clone()
-    return model.requires_grad_(False).eval(), Pixels(processor)
+    return model.requires_grad_(False).eval(), Pixels(processor, path)
+
+
+def _chosen(path: str, config: Any, labels: Sequence[str] | None) -> list[int]:
+    """Places of the labels among the model's."""
+    if config.num_labels < 2:
+        raise ConfigError(f"path={path} has {config.num_labels} label, which is no choice")
+    if labels is None:
+        return list(range(config.num_labels))
+    places: dict[str, list[int]] = {}
+    for place, name in config.id2label.items():
+        places.setdefault(name, []).append(int(place))
+    for label in labels:
+        check_choice(f"label of {path}", label, places)
+        if len(places[label]) > 1:
+            raise ConfigError(f"{path} has {len(places[label])} labels that are called '{label}'")
+    return [places[label][0] for label in labels]
 
 
 def _tokenizer(path: str) -> Any:
@@ -217,10 +282,11 @@ def _head(file: Path, features: int) -> nn.Sequential:
             if file.suffix == ".safetensors"
             else torch.load(file, weights_only=True, map_location="cpu")
         )
-        names = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
+        ends = [name.removesuffix("weight") for name in weights if name.endswith("weight")]
         layers = []
-        for name in sorted(names, key=lambda name: int(name.split(".")[-1])):
-            weight, bias = weights[f"{name}.weight"].float(), weights[f"{name}.bias"].float()
+        # "layers.0.", "layers.2." and so on, or a single layer's bare "weight".
+        for end in sorted(ends, key=lambda end: int(end.rstrip(".").rpartition(".")[2] or 0)):
+            weight, bias = weights[f"{end}weight"].float(), weights[f"{end}bias"].float()
             layer = nn.Linear(weight.shape[1], weight.shape[0])
             layer.load_state_dict({"weight": weight, "bias": bias})
             layers.append(layer)
@@ -245,7 +311,6 @@ def _sides(size: Any) -> tuple[int, ...]:
     return int(given["height"]), int(given["width"])
 
 
-def _centre(image: Tensor, size: tuple[int, ...]) -> Tensor:
-    height, width = size
-    top, left = ((have - want) // 2 for have, want in zip(image.shape[-2:], size, strict=True))
+def _centre(image: Tensor, height: int, width: int) -> Tensor:
+    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
     return image[..., top : top + height, left : left + width]

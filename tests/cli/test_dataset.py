@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import save_tiny_pipeline
 from PIL import Image
 from pipelines import MAKERS
 
@@ -90,17 +91,29 @@ def test_prompts_are_kept_and_a_classifier_reads_the_folder(tmp_path, capsys):
     sizes = [row["size"] for row in rows]
     assert set(sizes) == {"0", "1"}, "the edge lies within what this prior draws"
 
-    words = [f"dataset.path={folder}", "dataset.label=size", "dataset=images"]
-    words += ["classifier.network.channels=3", "classifier.network.num_labels=2"]
-    words += ["classifier.epochs=2", "classifier.calibration_noise=0", f"out={tmp_path / 'c'}"]
-    code = main(["classifier", *words])
-    error = capsys.readouterr().err
-    assert code == 0 or "no better than chance" in error
     dataset = image_dataset(path=folder, label="size")
     assert dataset.x.shape == (64, 3, 16, 16) and dataset.num_labels == 2
     assert dataset.labels.tolist() == [int(size) for size in sizes]
-    first = torch.from_numpy(pixels(folder / "000000.png").copy()).permute(2, 0, 1) / 127.5 - 1
+    first = torch.from_numpy(pixels(folder / "000000.png").copy()).permute(2, 0, 1)
     assert torch.equal(dataset.x[0], first)
+
+
+def test_a_classifier_fitted_on_the_folder_is_a_reward(tmp_path, capsys):
+    folder, fitted = tmp_path / "drawn", tmp_path / "fitted"
+    assert main(["dataset", "env=digits", "n=400", "batch_size=100", f"out={folder}"]) == 0
+    words = ["dataset=images", f"dataset.path={folder}", "dataset.label=digit"]
+    words += ["dataset.num_labels=10", "classifier=images", "classifier.network.num_labels=10"]
+    words += ["classifier.network.channels=1", "classifier.epochs=5", f"out={fitted}"]
+    assert main(["classifier", *words]) == 0
+    assert json.loads((fitted / "report.json").read_text())["accuracy"] > 0.3  # chance: 0.1
+    words = ["env=digits", f"reward.classifiers.digit.folder={fitted}", "trainer.updates=1"]
+    words += ["evaluation.prior_samples=8", "evaluation.policy_samples=3", f"run.root={tmp_path}"]
+    assert main(["train", *words, "run.name=run"]) == 0
+    capsys.readouterr()
+    small = save_tiny_pipeline(tmp_path / "small")
+    words += ["prior=diffusers", f"prior.path={small}", "~evaluation.heldout.digit"]
+    assert main(["train", *words, "run.name=other"]) == 2
+    assert "fitted on examples of shape [1, 8, 8] and is asked" in capsys.readouterr().err
 
 
 REFUSED = {
@@ -126,12 +139,12 @@ def test_another_dataset_in_the_folder_is_refused(reason, tmp_path, capsys):
 def test_what_cannot_be_drawn_is_refused_before_a_folder_is_made(tmp_path, capsys):
     folder = tmp_path / "drawn"
     assert main(["dataset", "env=gaussian", f"out={folder}"]) == 2
-    assert "are no pictures" in capsys.readouterr().err
+    assert "are no images; a dataset of pictures needs" in capsys.readouterr().err
     assert not folder.exists()
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
     assert main(["dataset", *WORDS, "n=4", f"out={folder}"]) == 2
-    assert "is not empty and no dataset of ours" in capsys.readouterr().err
+    assert "is no dataset of ours and not empty" in capsys.readouterr().err
     (folder / "dataset.json").write_text("{")
     assert main(["dataset", *WORDS, "n=4", f"out={folder}"]) == 2
     assert "is damaged" in capsys.readouterr().err

@@ -240,6 +240,12 @@ def test_chain_reaches_the_known_marginal_at_first_order(sampler: Config) -> Non
         (ddim_kernel, {}, {"num_steps": 5, "eta": 3.0}, "use <= 1"),
         (ddim_kernel, {}, {"num_steps": 0}, "use 1 to 999"),
         (euler_ancestral_kernel, {}, {"num_steps": 0}, "use 1 to 999"),
+        (
+            euler_ancestral_kernel,
+            {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+            {"num_steps": 5},
+            "use v_prediction",
+        ),
         (euler_ancestral_kernel, FLOW_CONFIG, {"num_steps": 5}, "use kernel=flow_sde"),
         (ddpm_kernel, FLOW_CONFIG, {"num_steps": 1, "timesteps": [9, 1]}, "use kernel=flow_sde"),
         (ddim_kernel, FLOW_CONFIG, {"num_steps": 5}, "use kernel=flow_sde"),

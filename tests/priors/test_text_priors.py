@@ -9,8 +9,8 @@ from ctrl_rl import keys
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.flow_scheduler import FlowSDEScheduler
 from ctrl_rl.kernels import ddim_kernel, euler_ancestral_kernel, flow_sde_kernel
+from ctrl_rl.pipeline_schedulers import FlowSDEScheduler
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import LowRankPolicy, PriorPolicy
 from ctrl_rl.priors import diffusers_prior
@@ -248,6 +248,11 @@ def test_prompts_are_cut_where_t5_stops(folders):
         process_of(folders["flux"], prompts=["word " * 500])
 
 
+def test_a_negative_prompt_that_does_nothing_is_refused(folders):
+    with pytest.raises(ConfigError, match="does nothing without guidance"):
+        process_of(folders["flux"], negative_prompt="grey")
+
+
 def test_a_distilled_model_takes_no_negative_prompt(folders):
     with pytest.raises(ConfigError, match="guidance-distilled and takes none"):
         process_of(folders["flux-dev"], negative_prompt="grey")
@@ -273,8 +278,9 @@ REFUSED = {
     "prior.evaluation_prompts is empty": {"evaluation_prompts": []},
     "prior.guidance_scale=0.5 must be 1": {"guidance_scale": 0.5},
     "did you mean 'float16'": {"dtype": "float61"},
-    "multiples of 2 with this model": {"size": [16, 17]},
-    "must be .height, width. in pixels": {"size": [16]},
+    "multiples of 2 pixels with this model": {"size": [16, 17]},
+    "must be .height, width., in pixels": {"size": [16]},
+    "does nothing without guidance": {"negative_prompt": "grey", "guidance_scale": 1.0},
 }
 
 
@@ -296,6 +302,11 @@ def test_without_the_hub_the_message_says_what_to_do(monkeypatch):
     assert "\n" not in told
 
 
-def test_prompts_of_an_unconditional_pipeline_are_refused(tiny_pipeline):
-    with pytest.raises(ConfigError, match="which has no prompts"):
-        diffusers_prior(path=str(tiny_pipeline), prompts=["cat"])
+@pytest.mark.parametrize(
+    "setting",
+    [{"prompts": ["cat"]}, {"guidance_scale": 3.0}, {"dtype": "bfloat16"}, {"size": [8, 8]}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_text_settings_of_an_unconditional_pipeline_are_refused(setting, tiny_pipeline):
+    with pytest.raises(ConfigError, match=f"prior.{next(iter(setting))}=.* has no prompts"):
+        diffusers_prior(path=str(tiny_pipeline), **setting)

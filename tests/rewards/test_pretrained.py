@@ -1,5 +1,6 @@
 """Pretrained judges against transformers' own models and processors."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ctrl_rl.rewards import (
     ImageClassifier,
     TextClassifier,
 )
+from ctrl_rl.rewards.pretrained import Pixels
 
 pytest.importorskip("transformers")
 TEXTS = ["a photo of a cat", "ein Hund 🐕", ""]
@@ -50,7 +52,7 @@ def processed(path: str, images: list) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("height", "width", "tolerance"), [(16, 16, 1e-5), (40, 40, 0.03), (24, 56, 0.03)]
+    ("height", "width", "tolerance"), [(16, 16, 1e-5), (44, 44, 0.03), (24, 56, 0.03)]
 )
 @pytest.mark.parametrize("name", ["vit", "clip"])
 def test_pixels_are_the_processors(
@@ -130,6 +132,44 @@ def test_all_have_a_gradient_to_the_sample(judges: dict[str, str]) -> None:
     assert (gradient[:3].flatten(1).norm(dim=1) > 0).all() and (gradient[3] == 0).all()
 
 
+def test_a_side_that_floats_would_round_down_is_whole(judges: dict[str, str]) -> None:
+    from transformers import CLIPImageProcessor
+
+    pixels = Pixels(CLIPImageProcessor(), "clip")  # 224 pixels
+    assert int(440 * (224 / 440)) == 223
+    assert pixels(torch.zeros(1, 3, 440, 440)).shape == (1, 3, 224, 224)
+
+
+def test_processors_that_do_more_are_refused() -> None:
+    from transformers import ConvNextImageProcessor, ViTImageProcessor
+
+    with pytest.raises(ConfigError, match="ConvNextImageProcessor.*does more than"):
+        Pixels(ConvNextImageProcessor(size={"shortest_edge": 224}), "facebook/convnext")
+    with pytest.raises(ConfigError, match="cannot be followed with a gradient"):
+        Pixels(ViTImageProcessor(resample=1), "nearest")
+    small = Pixels(ViTImageProcessor(do_resize=False, do_center_crop=True, crop_size=64), "crop")
+    with pytest.raises(ConfigError, match="are smaller than the 64 x 64"):
+        small(torch.zeros(1, 3, 32, 80))
+
+
+def test_models_that_are_no_judges_are_refused(judges: dict[str, str], tmp_path: Path) -> None:
+    from transformers import AutoModelForImageClassification, ViTModel
+
+    headless = tmp_path / "headless"
+    shutil.copytree(judges["vit"], headless)
+    ViTModel.from_pretrained(judges["vit"], add_pooling_layer=False).save_pretrained(headless)
+    with pytest.raises(ConfigError, match="is not an image classifier.*would be random"):
+        ImageClassifier(path=str(headless))
+    model = AutoModelForImageClassification.from_pretrained(judges["vit"])
+    model.config.id2label = {0: "crane", 1: "dog", 2: "crane"}
+    twins = tmp_path / "twins"
+    shutil.copytree(judges["vit"], twins)
+    model.save_pretrained(twins)
+    assert ImageClassifier(path=str(twins)).num_labels == 3
+    with pytest.raises(ConfigError, match="2 labels that are called 'crane'"):
+        ImageClassifier(path=str(twins), labels=["dog", "crane"])
+
+
 def test_what_does_not_fit_is_refused(judges: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown label of .* 'dgo'; did you mean 'dog'"):
         ImageClassifier(path=judges["vit"], labels=["cat", "dgo"])
@@ -155,5 +195,5 @@ def test_without_the_hub_the_message_says_what_to_do(monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError) as raised:
         ImageClassifier(path="someone/model")
     told = str(raised.value)
-    assert "path=someone/model is neither a model with config.json here" in told
+    assert "someone/model is neither an image classifier of transformers with config.json" in told
     assert "https://huggingface.co/someone/model" in told and "\n" not in told

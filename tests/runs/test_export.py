@@ -10,7 +10,7 @@ from ctrl_rl import ControlledPipeline, keys, load_run
 from ctrl_rl.cli import main
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.flow_scheduler import FlowSDEScheduler
+from ctrl_rl.pipeline_schedulers import FlowSDEScheduler, scheduler_of
 from ctrl_rl.priors.text_transformer import packed
 from ctrl_rl.rollouts import rollout
 
@@ -49,6 +49,7 @@ def exported(request, tmp_path_factory):
         *SMALL,
         f"prior.path={base}",
         f"kernel={kernel}",
+        *(["kernel.noise_level=0.4"] if kernel == "flow_sde" else []),
         f"prior.negative_prompt='{negative}'",
         f"prior.size={SIZES.get(kind, 'null')}",
     ]
@@ -82,9 +83,7 @@ def test_lora_in_a_stock_pipeline_is_the_policy_without_a_control(exported):
     settings = json.loads((folder / "control.json").read_text())
     pipeline = diffusers.DiffusionPipeline.from_pretrained(base)
     pipeline.set_progress_bar_config(disable=True)
-    kind = getattr(diffusers, settings["scheduler"], FlowSDEScheduler)
-    config = {"clip_sample": False, **pipeline.scheduler.config}
-    pipeline.scheduler = kind.from_config(config)
+    pipeline.scheduler = scheduler_of(settings, pipeline.scheduler.config)
     latents = []
 
     def keep(pipeline, step, timestep, tensors):
@@ -136,6 +135,25 @@ def test_controlled_pipeline_draws_the_runs_samples(exported, strength, tmp_path
     torch.testing.assert_close(twice, expected, rtol=0, atol=1e-5)
 
 
+def test_calls_that_the_stock_pipeline_takes(exported):
+    """Sizes that it rounds, a guidance that does nothing without a negative prompt."""
+    run, folder, _, negative = exported
+    pipeline = ControlledPipeline.from_pretrained(folder)
+    pipeline.pipeline.set_progress_bar_config(disable=True)
+    packs = pipeline.settings["pipeline"] == "FluxPipeline"
+    size = {"height": 18, "width": 22} if packs else {"height": 16, "width": 20}
+    assert drawn(pipeline, "a cat", {"level": 1}, **size).shape[-2:] == (16, 20)
+    assert getattr(pipeline.pipeline.scheduler, "draw", None) is None
+    network = getattr(pipeline.pipeline, pipeline.settings["part"])
+    assert "forward" not in vars(network)
+    scales = [{"true_cfg_scale": scale} if packs else {} for scale in (1.0, 4.0)]
+    plain, scaled = (
+        drawn(pipeline, "a cat", {"level": 1}, **{**scale, "negative_prompt": None})
+        for scale in scales
+    )
+    assert torch.equal(plain, scaled)
+
+
 def test_an_interrupted_call_leaves_the_adapters_on(exported, monkeypatch):
     run, folder, _, _ = exported
     pipeline = ControlledPipeline.from_pretrained(folder)
@@ -167,6 +185,25 @@ def test_controls_are_checked(exported):
         pipeline("a cat", control={"level": [0, 1]})
     with pytest.raises(ConfigError, match="must be >= 0"):
         pipeline("a cat", strength=-1.0)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_ancestral_scheduler_starts_at_unit_variance(spacing):
+    config = {"timestep_spacing": spacing, "beta_schedule": "scaled_linear", "skip_prk_steps": True}
+    settings = {"scheduler": "UnitStartEulerAncestralScheduler", "noise_level": None}
+    scheduler = scheduler_of(settings, config)
+    scheduler.set_timesteps(7)
+    start = scheduler.scale_model_input(scheduler.init_noise_sigma, scheduler.timesteps[0])
+    assert float(start) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_flow_scheduler_keeps_its_noise_level(tmp_path):
+    scheduler = FlowSDEScheduler.from_config({"shift": 3.0}, noise_level=0.3)
+    scheduler.save_pretrained(tmp_path)
+    again = FlowSDEScheduler.from_pretrained(tmp_path)
+    assert again.config.noise_level == 0.3 and again.config.shift == 3.0
+    assert FlowSDEScheduler.from_config(again.config).config.noise_level == 0.3
+    assert FlowSDEScheduler.from_config({"shift": 3.0}).config.noise_level == 0.7
 
 
 def test_card_and_files(exported):
