@@ -3,7 +3,7 @@ r"""DRaFT-LV: the last denoising step, differentiated from several noisy copies 
 Objective, to be maximised over the policy's parameters, with k = K - 1:
 
     E[ r(sample', y) - KL_k(x) ] - sum_{j < k} KL_j,
-    x ~ N( sqrt(alpha_bar_k) clean, (1 - alpha_bar_k) I ),
+    x ~ N( signal_k clean, noise_k^2 I ),
 
     KL_k = | loc_k - prior_loc_k |^2 / (2 scale_k^2)      [nats]
 

@@ -44,7 +44,7 @@ def branch(
         clean: [B, *S] the clean latents that the episodes ended in.
         plan: with `one_step_of`, k is drawn from the last steps and x is the rollout's x_k. With
             `renoise`, k is K - 1 and x is drawn that many times per episode from the forward
-            process, N(sqrt(alpha_bar_k) clean, (1 - alpha_bar_k) I), and results are averaged.
+            process, N(signal_k clean, noise_k^2 I), and results are averaged.
         generator: draws k, noise and actions.
 
     Returns:
@@ -58,10 +58,9 @@ def branch(
         copies, x = 1, episodes[keys.X][:, k]
     else:
         k, copies = num_steps - 1, plan.renoise
-        signal = process.kernel.alpha_bar[k]
         repeated = clean.repeat_interleave(copies, 0)
         noise = torch.randn(repeated.shape, generator=generator, device=device)
-        x = signal.sqrt() * repeated + (1 - signal).sqrt() * noise
+        x = process.kernel.signal[k] * repeated + process.kernel.noise[k] * noise
     x = x.detach()
     step = episodes[keys.STEP][:, k].repeat_interleave(copies, 0)
     labels = episodes[keys.CONTROL][:, k].items()

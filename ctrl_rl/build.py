@@ -18,6 +18,7 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, CtrlError, did_you_mean
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
+from ctrl_rl.generation import GenerationPlan
 from ctrl_rl.learner import TrainerConfig
 from ctrl_rl.plans import TaskSpec
 from ctrl_rl.policies import DenoisingPolicy
@@ -216,6 +217,13 @@ def build_dataset(config: DictConfig) -> OfflineDataset:
     """The offline dataset."""
     dataset: OfflineDataset = _make(config.dataset, "dataset")
     return dataset
+
+
+def build_generation_plan(config: DictConfig) -> GenerationPlan:
+    """How many pictures are drawn."""
+    for name in ("n", "batch_size"):
+        check_value(config[name], int, name)
+    return GenerationPlan(n=config.n, batch_size=config.batch_size, seed=check_seed(config.seed))
 
 
 def build_pretrain_plan(config: DictConfig) -> PretrainPlan:

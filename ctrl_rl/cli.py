@@ -20,6 +20,7 @@ _COMMANDS = {
     "evaluate": "measure a run again",
     "sample": "draw from a run",
     "export": "write a run as a LoRA and a pipeline for diffusers",
+    "dataset": "draw pictures of a prior and label them, for a classifier",
     "pretrain": "train a prior on a dataset",
     "benchmark": "compare agents over tasks and seeds",
     "classifier": "fit and calibrate a classifier",
@@ -43,6 +44,10 @@ _EXAMPLES = {
   ctrl-rl benchmark denoiser_calls=5000000 "overrides=['kernel.num_steps=20']"
   ctrl-rl benchmark "+settings.ppo=['agent.clip=0.1']" root=runs/tuned out=reports/tuned
 The same command again goes on where it was interrupted, and writes the report anew.""",
+    "dataset": """\
+  ctrl-rl dataset env=digits n=2000 out=datasets/drawn
+  ctrl-rl dataset env=… prior.path=path/to/pipeline reward=jpeg n=10000
+The same command again goes on where it was interrupted.""",
     "pretrain": "  ctrl-rl pretrain prior=digits out=priors/mine",
     "classifier": "  ctrl-rl classifier classifier=digits out=classifiers/mine",
     "list": "  ctrl-rl list --config-dir my_configs",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl import build, keys
 from ctrl_rl.api import LoadedRun, load_run
@@ -132,6 +132,29 @@ def pretrain(config: DictConfig) -> int:
         )
     text = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
     say(f"{config.out}: {text}")
+    return 0
+
+
+def dataset(config: DictConfig) -> int:
+    """Draw and label pictures."""
+    from ctrl_rl.generation import check_folder, generate_dataset
+
+    build.set_threads(config)
+    plan, folder = build.build_generation_plan(config), Path(config.out)
+    groups = ("prior", "kernel", "reward", "control_law")
+    decides: dict[str, Any] = {key: OmegaConf.to_container(config[key]) for key in groups}
+    decides["prior"].pop("evaluation_prompts", None)  # which are not drawn
+    check_folder(folder, plan, decides)
+    process = build.build_process(config)
+    say(f"{folder}: {plan.n} pictures of the prior {config.choices.prior}")
+    with bar("dataset", plan.n) as report:
+        counts = generate_dataset(
+            process, plan, folder, settings=decides, report=lambda done: report(done, {})
+        )
+    for name, numbers in counts.items():
+        say(f"{name}: {', '.join(f'{label} x {n}' for label, n in enumerate(numbers))}")
+        if 0 in numbers:
+            say(f"no picture has {name}={numbers.index(0)}; draw more, or other prompts")
     return 0
 
 

@@ -39,7 +39,10 @@ def groups(extra: Sequence[str] = ()) -> list[str]:
 def defaults(name: str) -> dict[str, str]:
     """Groups of a main config, such as `train`, and what each is by default."""
     text = (config_folder() / f"{name}.yaml").read_text()
-    return dict(re.findall(r"^  - (\w+): (\S+)", text, re.MULTILINE))
+    found: dict[str, str] = {}
+    for other in re.findall(r"^  - ([a-z]\w*)(?: #.*)?$", text, re.MULTILINE):
+        found |= defaults(other)  # of a main config that this one stands on
+    return found | dict(re.findall(r"^  - (\w+): (\S+)", text, re.MULTILINE))
 
 
 def check_folders(extra: Sequence[str]) -> None:

@@ -1,19 +1,26 @@
 """An exported run as a diffusers pipeline: the stock one, with a control beside the prompt."""
 
+import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.labels import checked_labels
 from ctrl_rl.nets import ControlEmbedding
+from ctrl_rl.pipeline_schedulers import FlowSDEScheduler, scheduler_of
+from ctrl_rl.priors.text_transformer import POOLED, ControlledTimeEmbedding, packed
 
 SETTINGS, EMBEDDING = "control.json", "control_embedding.safetensors"
 ADAPTERS = "pytorch_lora_weights.safetensors"  # what diffusers looks for
@@ -27,7 +34,7 @@ def write_control(folder: Path, embedding: ControlEmbedding, settings: dict[str,
 
 
 class ControlledPipeline:
-    """A Stable Diffusion pipeline that also takes a control, as trained.
+    """A text-to-image pipeline that also takes a control, as trained.
 
         pipeline = ControlledPipeline.from_pretrained("exported").to("cuda")
         images = pipeline("a cat", control={"size": 3}, strength=1.0).images
@@ -60,8 +67,6 @@ class ControlledPipeline:
         Raises:
             ConfigError: the folder is not an exported one.
         """
-        import diffusers
-
         folder = Path(folder)
         if not (folder / SETTINGS).is_file():
             raise ConfigError(
@@ -71,12 +76,15 @@ class ControlledPipeline:
         kind = getattr(diffusers, settings["pipeline"])
         more = {"dtype": getattr(torch, settings["dtype"]), **more}
         pipeline = kind.from_pretrained(base or settings["base_model"], **more)
-        scheduler = getattr(diffusers, settings["scheduler"])
-        config = {"clip_sample": False, **pipeline.scheduler.config}  # as the run's prior has it
-        pipeline.scheduler = scheduler.from_config(config)
-        pipeline.unet.load_lora_adapter(load_file(folder / ADAPTERS), prefix="unet")
-        pipeline.unet.class_embedding = nn.Identity()  # takes a ready vector, see `TextUNet`
-        features = pipeline.unet.time_embedding.linear_2.out_features
+        pipeline.scheduler = scheduler_of(settings, pipeline.scheduler.config)
+        network = getattr(pipeline, settings["part"])
+        network.load_lora_adapter(load_file(folder / ADAPTERS), prefix=settings["part"])
+        if settings["part"] == "unet":
+            network.class_embedding = nn.Identity()  # takes a ready vector, see `TextUNet`
+            features = network.time_embedding.linear_2.out_features
+        else:
+            network.time_text_embed = ControlledTimeEmbedding(network.time_text_embed)
+            features = network.time_text_embed.features
         embedding = ControlEmbedding(settings["controls"], features)
         embedding.load_state_dict(load_file(folder / EMBEDDING))
         return cls(pipeline, embedding.requires_grad_(False), settings, folder)
@@ -106,7 +114,7 @@ class ControlledPipeline:
 
         Args:
             prompt: one, or one per image.
-            control: a label for all, or one per image, by name of the control; what is missing
+            control: a label for all, or one per prompt, by name of the control; what is missing
                 asks for nothing.
             strength: of the control and all that was trained: 0 is the base model, 1 as trained.
             **more: for the stock pipeline's call.
@@ -127,38 +135,88 @@ class ControlledPipeline:
             given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
         images = given.get("num_images_per_prompt") or 1
         vectors = self.embedding(labels).repeat_interleave(images, 0)
-        with self._steered(vectors, strength):
+        negative = (given.get(name) for name in ("negative_prompt", "negative_prompt_embeds"))
+        asked = any(each is not None for each in negative)
+        separate = asked and given.get("true_cfg_scale", 1) > 1  # as Flux has it
+        with self._drawing(given), self._steered(vectors, strength, separate=separate):
             return self.pipeline(prompts, **given)
 
     @contextmanager
-    def _steered(self, vectors: Tensor, strength: float) -> Iterator[None]:
-        """The UNet with the control in its asked half, and its change scaled, for one call."""
-        unet = self.pipeline.unet
-        stock = unet.forward
-
-        def forward(sample: Tensor, timestep: Any, *given: Any, **named: Any) -> Any:
-            named.pop("class_labels", None)
-            rows = vectors.to(sample)
-            if len(sample) == 2 * len(rows):  # guidance: the first half asks for nothing
-                rows = torch.cat([torch.zeros_like(rows), rows])
-            # Where the last step has no noise it was no action: the base model does it.
-            last = int(timestep) == int(self.pipeline.scheduler.timesteps[-1])
-            weight = 0.0 if last and self.settings["read_out"] else strength
-            if weight == 1:
-                return stock(sample, timestep, *given, class_labels=rows, **named)
-            unet.disable_adapters()
-            try:
-                base = stock(sample, timestep, *given, class_labels=torch.zeros_like(rows), **named)
-            finally:
-                unet.enable_adapters()
-            if weight == 0:
-                return base
-            found = stock(sample, timestep, *given, class_labels=rows, **named)
-            mixed = base[0] + weight * (found[0] - base[0])
-            return (mixed,) if isinstance(found, tuple) else type(found)(sample=mixed)
-
-        unet.forward = forward
+    def _drawing(self, given: Mapping[str, Any]) -> Iterator[None]:
+        """A flow scheduler with the call's noise, unless it has its own."""
+        scheduler = self.pipeline.scheduler
+        if not isinstance(scheduler, FlowSDEScheduler) or scheduler.draw is not None:
+            yield
+            return
+        scheduler.draw = partial(self._draw, given)
         try:
             yield
         finally:
-            unet.forward = stock
+            scheduler.draw = None
+
+    def _draw(self, given: Mapping[str, Any], latents: Tensor) -> Tensor:
+        """Noise of the call's generator, for a scheduler that is given none."""
+        draw = partial(randn_tensor, generator=given.get("generator"), device=latents.device)
+        if latents.ndim == 4:
+            return draw(latents.shape)
+        scale, side = self.pipeline.vae_scale_factor, self.pipeline.default_sample_size
+        height, width = (given.get(name) or side * scale for name in ("height", "width"))
+        sides = (2 * (side // (2 * scale)) for side in (height, width))  # as the pipeline rounds
+        return packed(draw((len(latents), latents.shape[2] // 4, *sides)))
+
+    @contextmanager
+    def _steered(self, vectors: Tensor, strength: float, *, separate: bool) -> Iterator[None]:
+        """The network with the control where the prompt is asked, its change scaled, for one call.
+
+        Args:
+            vectors: [B, E] the control's embedding per image.
+            strength: of the control and all that was trained.
+            separate: whether guidance asks in two calls, first with the prompt, instead of in one.
+        """
+        network = getattr(self.pipeline, self.settings["part"])
+        stock, calls = network.forward, itertools.count()
+
+        def forward(*given: Any, **named: Any) -> Any:
+            sample = given[0] if given else named["hidden_states"]
+            nothing = next(calls) % 2 if separate else 0
+            rows = vectors.to(sample) * (1 - nothing)
+            if len(sample) == 2 * len(rows):  # guidance: the first half asks for nothing
+                rows = torch.cat([torch.zeros_like(rows), rows])
+            # Where the last step has no noise it was no action: the base model does it.
+            last = self._is_last(given[1] if len(given) > 1 else named["timestep"], sample)
+            weight = 0.0 if last and self.settings["read_out"] else strength
+            if weight == 1:
+                return stock(*given, **_controlled(named, rows))
+            network.disable_adapters()
+            try:
+                base = stock(*given, **_controlled(named, torch.zeros_like(rows)))
+            finally:
+                network.enable_adapters()
+            if weight == 0:
+                return base
+            found = stock(*given, **_controlled(named, rows))
+            mixed = base[0] + weight * (found[0] - base[0])
+            return (mixed,) if isinstance(found, tuple) else type(found)(sample=mixed)
+
+        before = network.__dict__.get("forward")
+        network.forward = forward
+        try:
+            yield
+        finally:
+            del network.forward
+            if before is not None:
+                network.forward = before
+
+    def _is_last(self, timestep: Any, sample: Tensor) -> bool:
+        """Whether the network is asked for the scheduler's last step."""
+        unit = 1000 if sample.ndim == 3 else 1  # Flux's pipeline gives thousandths
+        asked = float(torch.as_tensor(timestep).flatten()[0]) * unit
+        last = float(self.pipeline.scheduler.timesteps[-1])
+        return math.isclose(asked, last, rel_tol=0.01, abs_tol=1e-6)  # bfloat16 has three digits
+
+
+def _controlled(named: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The network's arguments with a control's embedding [B, E], as its prior passes it."""
+    if POOLED in named:
+        return {**named, POOLED: torch.cat([named[POOLED], rows.to(named[POOLED])], dim=1)}
+    return {**named, "class_labels": rows}

@@ -10,9 +10,14 @@ from ctrl_rl.assets import resolve
 from ctrl_rl.controlled_pipeline import ADAPTERS, write_control
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.policies import LowRankPolicy
+from ctrl_rl.priors.guided import GuidedNetwork
 
-_SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}  # by the choice of kernel
-_NETWORK = "network.unet."  # where the prior has the pipeline's UNet
+_SCHEDULERS = {  # by the choice of kernel
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "euler_ancestral": "UnitStartEulerAncestralScheduler",
+    "flow_sde": "FlowSDEScheduler",
+}
 
 
 def export_run(run: LoadedRun, folder: Path) -> None:
@@ -26,26 +31,40 @@ def export_run(run: LoadedRun, folder: Path) -> None:
         ConfigError: the run has no adapters, or its prior is no text-to-image pipeline.
     """
     config, policy, prior = run.config, run.policy, run.prior
+    kernel = run.env.process.kernel
     if not isinstance(policy, LowRankPolicy) or prior.prompts is None:
         raise ConfigError(
             f"{run.run.path} has policy={config.choices.policy} and prior={config.choices.prior}; "
             "what can be exported is policy=low_rank on a text-to-image pipeline"
+        )
+    if config.choices.kernel not in _SCHEDULERS:
+        raise ConfigError(
+            f"{run.run.path} has kernel={config.choices.kernel}, for which there is no diffusers "
+            f"scheduler; what can be exported: {', '.join(_SCHEDULERS)}"
+        )
+    network = getattr(prior.denoiser, "network", None)
+    if not isinstance(network, GuidedNetwork):
+        raise ConfigError(
+            f"{run.run.path} has a prior of your own; what can be exported are diffusers pipelines"
         )
     folder.mkdir(parents=True, exist_ok=True)
     here = resolve(config.prior.path)
     base = str(here.resolve()) if here.is_dir() else str(config.prior.path)
     kind = diffusers.DiffusionPipeline.load_config(base)["_class_name"]
     weights = {
-        name.removeprefix(_NETWORK): weight.cpu().contiguous()
+        network.stock_name(name.removeprefix(f"network.{network.part}.")): weight.cpu().contiguous()
         for name, weight in policy.denoiser.adapter_weights().items()
     }
-    getattr(diffusers, kind).save_lora_weights(folder, weights, weight_name=ADAPTERS)
-    kernel = run.env.process.kernel
+    layers = {f"{network.part}_lora_layers": weights}
+    getattr(diffusers, kind).save_lora_weights(folder, **layers, weight_name=ADAPTERS)
     call: dict[str, Any] = {
         "num_inference_steps": len(kernel.timesteps),  # the read-out included
-        "guidance_scale": config.prior.guidance_scale,
-        "negative_prompt": config.prior.negative_prompt or None,
+        **network.call,
     }
+    if config.prior.negative_prompt:
+        call["negative_prompt"] = config.prior.negative_prompt
+    if config.prior.get("size"):
+        call["height"], call["width"] = config.prior.size
     if config.choices.kernel == "ddim":
         call["eta"] = config.kernel.eta
     if config.kernel.get("timesteps"):
@@ -54,7 +73,9 @@ def export_run(run: LoadedRun, folder: Path) -> None:
         "base_model": base,
         "pipeline": kind,
         "dtype": config.prior.dtype,
+        "part": network.part,
         "scheduler": _SCHEDULERS[config.choices.kernel],
+        "noise_level": config.kernel.get("noise_level"),  # of the flow's scheduler
         "controls": run.env.process.controls,
         "read_out": kernel.has_read_out,
         "call": call,

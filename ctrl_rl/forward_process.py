@@ -2,7 +2,7 @@ r"""The forward process as a source of latents: a rollout's clean sample with no
 
 For every step k of an episode that ended in the clean latent z, independently,
 
-    x_k ~ N(sqrt(alpha_bar_k) z, (1 - alpha_bar_k) I),  action_k = mean of x_{k+1} given x_k and z,
+    x_k ~ N(signal_k z, noise_k^2 I),  action_k = mean of x_{k+1} given x_k and z,
 
 the latter by the kernel's own formula with z for the network's estimate. A policy whose loc is the
 mean of action_k over all z that x_k may have come from denoises its own samples. A regression on
@@ -42,9 +42,8 @@ def noisy_copies(
     kernel, found = process.kernel, []
     for state in episodes.select(keys.STEP, keys.CONTROL).unbind(1):
         step, control = state[keys.STEP], dict(state[keys.CONTROL].items())
-        signal = kernel.alpha_bar[step[0]]
         noise = torch.randn(clean.shape, generator=generator, device=generator.device)
-        x = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+        x = kernel.signal[step[0]] * clean + kernel.noise[step[0]] * noise
         prior_loc = process.prior_loc(x, step, control)
         policy.calls += len(x)
         copies = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ctrl_rl.datasets import OfflineDataset
+from ctrl_rl.datasets import OfflineDataset, as_float
 from ctrl_rl.errors import ConfigError, NonFiniteError, did_you_mean
 
 _TARGETS: dict[str, Callable[..., Tensor]] = {
@@ -85,7 +85,7 @@ def pretrain(
         NonFiniteError: the loss is not finite.
     """
     diffusers: Any = import_module("diffusers")  # heavy, and without types
-    images, _ = dataset.split(plan.split)
+    images = as_float(dataset.split(plan.split)[0])
     started = time.monotonic()
     generator = torch.Generator().manual_seed(plan.seed)
     with torch.random.fork_rng(devices=[]):

@@ -16,6 +16,9 @@ TASKS = {
     "ctrl_rl/Gaussian-v0": "gaussian",
     "ctrl_rl/Mixture1d-v0": "mixture1d",
     "ctrl_rl/Mixture2d-v0": "mixture2d",
+    "ctrl_rl/SdAesthetic-v0": "sd_aesthetic",
+    "ctrl_rl/SdCompressibility-v0": "sd_compressibility",
+    "ctrl_rl/SdMultitask-v0": "sd_multitask",
 }
 
 

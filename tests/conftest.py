@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,22 @@ def save_tiny_pipeline(folder: Path, **unet: Any) -> Path:
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_pipeline(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Small models on disk, made when they are first asked for."""
+    import judges
+    import pipelines
+
+    folder = tmp_path_factory.mktemp("made")
+    makers: dict[str, Callable[[Path], Path]] = {
+        "pipeline": save_tiny_pipeline,
+        "sd": pipelines.stable_diffusion,
+        "sizes2": partial(judges.fitted, num_labels=2),
+        "sizes4": partial(judges.fitted, num_labels=4),
+        "clip": judges.clip,
+        "classifier": judges.image_classifier,
+        "head.pth": judges.aesthetic_head,
+    }
+    return cache(lambda name: makers[name](folder / name))

@@ -1,5 +1,7 @@
 """Tasks on which the contract tests try a yaml, and the values that yamls leave open."""
 
+import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -14,15 +16,46 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 
 K = 4
+Made = Callable[[str], Path]
+# What yamls leave open, and what a choice needs of other groups; "MADE:x" is a small model on disk.
 OPEN = {
-    ("control_law", "fixed"): {"label": 1},
-    ("control_law", "weighted"): {"probabilities": [0.5, 0.0, 0.2, 0.3]},
-    ("prior", "diffusers"): {"path": "TINY_PIPELINE"},
-    ("policy", "low_rank"): {"targets": "[conv1,conv2]"},
+    ("control_law", "fixed"): ["++control_law.label=1"],
+    ("control_law", "weighted"): ["++control_law.probabilities=[0.5,0.0,0.2,0.3]"],
+    ("kernel", "flow_sde"): ["prior.scheduler.prediction_type=flow_prediction"],
+    ("prior", "animals"): ["prior.path=MADE:sd"],
+    ("prior", "diffusers"): ["prior.path=MADE:pipeline"],
+    ("reward", "aesthetic"): [
+        "reward.classifiers.aesthetic.measure.head=MADE:head.pth",
+        "reward.classifiers.aesthetic.measure.path=MADE:clip",
+    ],
+    ("reward", "clip"): [
+        "reward.classifiers.text.texts=[a drawing,a photograph,a word]",
+        "reward.classifiers.text.path=MADE:clip",
+    ],
+    ("reward", "image_classifier"): ["reward.classifiers.label.path=MADE:classifier"],
+    ("reward", "sd_compressibility"): ["reward.classifiers.size.folder=MADE:sizes4"],
+    ("reward", "sd_multitask"): [
+        "reward.classifiers.size.folder=MADE:sizes2",
+        "reward.classifiers.aesthetic.measure.head=MADE:head.pth",
+        "reward.classifiers.aesthetic.measure.path=MADE:clip",
+    ],
+    ("policy", "low_rank"): ["++policy.targets=[conv1,conv2]"],
+}
+SMALL = [  # of tasks on Stable Diffusion
+    *("prior.path=MADE:sd", "prior.prompts=[ant,bee]", "prior.evaluation_prompts=[cat]"),
+    f"kernel.num_steps={K}",
+]
+TASK_WORDS = {
+    f"sd_{name}": [*SMALL, *OPEN["reward", reward]]
+    for name, reward in {
+        "aesthetic": "aesthetic",
+        "compressibility": "sd_compressibility",
+        "multitask": "sd_multitask",
+    }.items()
 }
 TASKS = {  # whose prior has layers to adapt, and whose samples are images
     ("policy", "low_rank"): "digits",
-    ("reward", "jpeg"): "digits",
+    **{("reward", name): "digits" for name in ("aesthetic", "clip", "image_classifier", "jpeg")},
 }
 # What the builder gives to a `_partial_` node of the group.
 GIVEN = {
@@ -33,6 +66,18 @@ GIVEN = {
 GROUPS = ("agent", "control_law", "kernel", "policy", "prior", "reward")
 
 
+def words_of_task(task: str, made: Made | None = None) -> list[str]:
+    """What a task on a model from elsewhere needs to run on a small one here."""
+    return filled(TASK_WORDS.get(task, []), made)
+
+
+def filled(words: list[str], made: Made | None) -> list[str]:
+    """Words with the paths of small models, made now; unfilled they can only be composed."""
+    if made is None:
+        return words
+    return [re.sub(r"MADE:([\w.]+)", lambda found: str(made(found[1])), word) for word in words]
+
+
 @cache
 def task_with(group: str, name: str) -> str:
     """The first task that uses a choice; the mixture where none does."""
@@ -40,18 +85,19 @@ def task_with(group: str, name: str) -> str:
         return TASKS[group, name]
     if group == "prior":
         return "gaussian"  # whose reward reads nothing of the prior's config
-    for task in ("mixture2d", *choices("env")):
-        if compose("train", [f"env={task}"]).choices[group] == name:
+    small = [task for task in choices("env") if group == "reward" or task not in TASK_WORDS]
+    for task in ("mixture2d", *small):
+        if compose("train", [f"env={task}", *words_of_task(task)]).choices[group] == name:
             return task
     return "mixture2d"
 
 
-def config_of(group: str, name: str, pipeline: Path | None = None) -> DictConfig:
-    given = [f"++{group}.{key}={value}" for key, value in OPEN.get((group, name), {}).items()]
-    given = [word.replace("TINY_PIPELINE", str(pipeline)) for word in given]
+def config_of(group: str, name: str, made: Made | None = None) -> DictConfig:
+    """The config of a choice; `made` gives the small models that it asks for."""
     task = task_with(group, name)
+    words = [*words_of_task(task, made), f"{group}={name}", f"kernel.num_steps={K}"]
     config: DictConfig = compose(
-        "train", [f"env={task}", f"{group}={name}", f"kernel.num_steps={K}", *given]
+        "train", [f"env={task}", *words, *filled(OPEN.get((group, name), []), made)]
     )
     return config
 

@@ -59,7 +59,7 @@ def unet(context: int, **more: Any) -> Any:
     )
 
 
-def autoencoder() -> Any:
+def autoencoder(**more: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -69,6 +69,7 @@ def autoencoder() -> Any:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=16,
+        **more,
     )
 
 
@@ -102,6 +103,96 @@ def stable_diffusion_xl(folder: Path) -> Path:
     )
 
 
+def stable_diffusion_3(folder: Path) -> Path:
+    """Stable Diffusion 3: two CLIP encoders, T5, a transformer and flow matching."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+
+    torch.manual_seed(0)
+    clip = byte_tokenizer(folder.parent / f"{folder.name}-tokenizer")
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        pos_embed_max_size=8,
+    )
+    StableDiffusion3Pipeline(
+        transformer=_with_modulation(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(shift_factor=0.06),
+        text_encoder=text_encoder(clip, "CLIPTextModelWithProjection"),
+        tokenizer=clip,
+        text_encoder_2=text_encoder(clip, "CLIPTextModelWithProjection"),
+        tokenizer_2=clip,
+        **_t5(3),
+    ).save_pretrained(folder)
+    return folder
+
+
+def flux(folder: Path, *, distilled: bool = False) -> Path:
+    """Flux: CLIP's pooled texts, T5, packed latents; guidance-distilled (dev) or not (schnell)."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    clip = byte_tokenizer(folder.parent / f"{folder.name}-tokenizer")
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 2, 2),
+        guidance_embeds=distilled,
+    )
+    scheduler = {"use_dynamic_shifting": True, "shift": 3.0} if distilled else {"shift": 1.0}
+    FluxPipeline(
+        transformer=_with_modulation(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
+        vae=autoencoder(shift_factor=0.1),
+        text_encoder=text_encoder(clip),
+        tokenizer=clip,
+        **_t5(2),
+    ).save_pretrained(folder)
+    return folder
+
+
+def flux_dev(folder: Path) -> Path:
+    """The guidance-distilled Flux."""
+    return flux(folder, distilled=True)
+
+
+def _with_modulation(transformer: Any) -> Any:
+    """Random weights where the class starts at zero, so that conditions matter."""
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.2)
+    return transformer
+
+
+def _t5(place: int) -> dict[str, Any]:
+    """A T5 encoder and a tokenizer of letters, by the names that a pipeline gives them."""
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+    letters = [(chr(code), -3.0) for code in range(33, 127)]
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -2.0), *letters]
+    tokenizer = T5TokenizerFast(vocab=words, extra_ids=0)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    encoder = T5EncoderModel(config)
+    return {f"text_encoder_{place}": encoder, f"tokenizer_{place}": tokenizer}
+
+
 def _written(
     folder: Path, kind: Any, *, unet: Any, second_encoder: bool = False, **more: Any
 ) -> Path:
@@ -130,4 +221,16 @@ _BETAS: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
 }
-MAKERS = {"sd": stable_diffusion, "sdxl": stable_diffusion_xl}
+DIFFUSION = {"sd": stable_diffusion, "sdxl": stable_diffusion_xl}
+FLOWS = {"sd3": stable_diffusion_3, "flux": flux, "flux-dev": flux_dev}
+MAKERS = {**DIFFUSION, **FLOWS}
+SIZES = {"flux": [16, 16], "flux-dev": [16, 16]}  # whose configs do not say how large images are
+
+
+def noise_like(latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Noise for latents, drawn as [B, 4, 8, 8] where the pipeline has packed them."""
+    from ctrl_rl.priors.text_transformer import packed
+
+    if latents.ndim == 4:
+        return torch.randn(latents.shape, generator=generator)
+    return packed(torch.randn(len(latents), 4, 8, 8, generator=generator))

@@ -1,7 +1,9 @@
-"""Weights that come with the package, and how config paths find them."""
+"""Weights that come with the package, and how config paths find them and those of others."""
 
 from importlib.resources import files
 from pathlib import Path
+
+from ctrl_rl.errors import ConfigError
 
 _SCHEME = "package://"
 
@@ -17,3 +19,20 @@ def resolve(path: str | Path) -> Path:
     if text.startswith(_SCHEME):
         return Path(str(files("ctrl_rl.assets"))) / text.removeprefix(_SCHEME)
     return Path(text).expanduser()
+
+
+def unreachable(setting: str, path: str, what: str, error: Exception) -> ConfigError:
+    """The error for a model that is neither here nor to be had.
+
+    Args:
+        setting: dotted name of the config's entry.
+        path: its value, a folder or an id on the hub.
+        what: what the folder must be.
+        error: what the library that tried says.
+    """
+    reason = " ".join(str(error).split())[:200]
+    return ConfigError(
+        f"{setting}={path} is neither {what} here nor could it be had from the hub "
+        f"({type(error).__name__}: {reason}); give the path of such a folder. A model behind a "
+        f"licence asks you to accept it first: https://huggingface.co/{path}"
+    )

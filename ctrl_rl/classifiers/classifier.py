@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +32,7 @@ class Classifier(nn.Module):
         network: Maps x [B, *shape] to logits [B, num_labels].
         num_labels: Number of classes.
         temperature: Positive scalar, float32 []; it stays float32 when the classifier is cast.
+        shape: Of one example, which `log_probabilities` checks; None where it is not known.
         metadata: JSON values about how the classifier was made, saved with it.
     """
 
@@ -43,6 +44,7 @@ class Classifier(nn.Module):
         network: nn.Module,
         num_labels: int,
         temperature: float = 1.0,
+        shape: Sequence[int] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Freezes the network, in place.
@@ -51,6 +53,8 @@ class Classifier(nn.Module):
             network: Maps x [B, *shape] to logits [B, num_labels].
             num_labels: Number of classes.
             temperature: Logits are divided by it; it must be finite and above 0.
+            shape: Of one example that it was fitted on. Networks that pool take others too, and
+                are then wrong without a word.
             metadata: JSON values about how the classifier was made.
 
         Raises:
@@ -64,6 +68,7 @@ class Classifier(nn.Module):
             )
         self.network = network
         self.num_labels = num_labels
+        self.shape = None if shape is None else tuple(shape)
         self.metadata = dict(metadata or {})
         device = next((parameter.device for parameter in network.parameters()), None)
         self.register_buffer(
@@ -93,7 +98,15 @@ class Classifier(nn.Module):
 
         Returns:
             float32 [B, num_labels], whatever the dtype of the network.
+
+        Raises:
+            ConfigError: If examples have another shape than those that it was fitted on.
         """
+        if self.shape is not None and x.shape[1:] != self.shape:
+            raise ConfigError(
+                f"the classifier was fitted on examples of shape {list(self.shape)} and is asked "
+                f"about {list(x.shape[1:])}: fit one on such examples, or draw samples like those"
+            )
         return torch.log_softmax(self.logits(x) / self.temperature, dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,6 +126,7 @@ class Classifier(nn.Module):
             "architecture": type(self.network).__name__,
             "arguments": getattr(self.network, "arguments", None),
             "num_labels": self.num_labels,
+            "shape": None if self.shape is None else list(self.shape),
             # A float32 survives the way through a decimal float64 bit for bit.
             "temperature": self.temperature.item(),
             "metadata": self.metadata,
@@ -159,6 +173,7 @@ class Classifier(nn.Module):
                 network=network,
                 num_labels=description["num_labels"],
                 temperature=description["temperature"],
+                shape=description.get("shape"),  # which earlier releases did not write
                 metadata=description["metadata"],
             )
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

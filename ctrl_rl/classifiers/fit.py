@@ -26,16 +26,16 @@ from ctrl_rl.classifiers.calibration import (
     reliability_diagram,
 )
 from ctrl_rl.classifiers.classifier import DESCRIPTION_FILE, WEIGHTS_FILE, Classifier
-from ctrl_rl.datasets import OfflineDataset
+from ctrl_rl.datasets import OfflineDataset, as_float
 from ctrl_rl.errors import ConfigError
 
 REPORT_FILE, DIAGRAM_FILE = "report.json", "reliability.png"
 CLASSIFIER_FILES = {WEIGHTS_FILE, DESCRIPTION_FILE, REPORT_FILE, DIAGRAM_FILE}
 
-# Bounds the memory of an evaluation pass; the figures do not depend on it.
 # Draws of the noise per calibration example: a few steady the temperature at little cost.
 NOISE_DRAWS = 8
-EVALUATION_ROWS = 1024
+# Bound the memory of an evaluation pass; the figures do not depend on them.
+EVALUATION_ROWS, EVALUATION_VALUES = 1024, 2**22
 
 
 def fit_classifier(
@@ -54,6 +54,7 @@ def fit_classifier(
     mixup: float,
     label_smoothing: float,
     seed: int,
+    device: str = "cpu",
     progress: bool = True,
 ) -> tuple[Classifier, CalibrationReport]:
     """Fits with AdamW and a cosine schedule, then fits the temperature.
@@ -62,8 +63,7 @@ def fit_classifier(
     state nor `network`, which is copied, is touched.
 
     Args:
-        network: Maps x [B, *shape] to logits [B, num_labels]; gives the first weights and the
-            device.
+        network: Maps x [B, *shape] to logits [B, num_labels]; gives the first weights.
         dataset: The labelled examples and their splits.
         train_split: Split for the weights.
         calibration_split: Split for the temperature.
@@ -83,6 +83,7 @@ def fit_classifier(
         label_smoothing: Share of every label that is spread over all labels in the fit, in [0, 1)
             (Szegedy et al. 2016, sec. 7). The temperature is fitted to the labels as they are.
         seed: Seed of the batches and the noise.
+        device: Where the network is fitted, such as cuda; examples stay on the CPU.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -118,16 +119,18 @@ def fit_classifier(
             f"flatter: choose among {', '.join(dataset.splits)}"
         )
     train, calibration, report_on = (dataset.split(name) for name in splits.values())
-    network = copy.deepcopy(network)
+    network = copy.deepcopy(network).to(device)
     _check_network(network, dataset)
     fitting = {name: value for name, value in settings.items() if name != "calibration_noise"}
     _train(network, *train, **fitting, num_labels=dataset.num_labels, progress=progress)
 
-    classifier = Classifier(network=network, num_labels=dataset.num_labels)
+    classifier = Classifier(network=network, num_labels=dataset.num_labels, shape=dataset.shape)
     generator = torch.Generator().manual_seed(seed)
-    x = calibration[0].repeat(NOISE_DRAWS, *(1,) * len(dataset.shape))
-    noisy = x + calibration_noise * torch.randn(x.shape, generator=generator)
-    temperature = fit_temperature(_logits(classifier, noisy), calibration[1].repeat(NOISE_DRAWS))
+    noisy = [
+        _logits(classifier, calibration[0], noise=calibration_noise, generator=generator)
+        for _ in range(NOISE_DRAWS)
+    ]
+    temperature = fit_temperature(torch.cat(noisy), calibration[1].repeat(NOISE_DRAWS))
     report = measure_calibration(
         logits=_logits(classifier, report_on[0]), labels=report_on[1], temperature=temperature
     )
@@ -222,7 +225,8 @@ def _train(
                 partners = rows[torch.randperm(len(rows), generator=generator)]
                 share = _mixing_shares(len(rows), mixup, generator)
                 image_share = share.reshape(-1, *(1,) * (x.ndim - 1))
-                blend = image_share * x[rows] + (1 - image_share) * x[partners] + jitter
+                images, others = as_float(x[rows]), as_float(x[partners])
+                blend = image_share * images + (1 - image_share) * others + jitter
                 target = share[:, None] * targets[rows] + (1 - share[:, None]) * targets[partners]
                 logits = network(blend.to(device))
                 loss = nn.functional.cross_entropy(
@@ -247,16 +251,29 @@ def _mixing_shares(n: int, alpha: float, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(classifier: Classifier, x: Tensor) -> Tensor:
-    batches = (batch.to(classifier.temperature.device) for batch in x.split(EVALUATION_ROWS))
-    return torch.cat([classifier.logits(batch).cpu() for batch in batches])
+def _logits(
+    classifier: Classifier,
+    x: Tensor,
+    *,
+    noise: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    rows = max(1, min(EVALUATION_ROWS, EVALUATION_VALUES // x[0].numel()))
+    found = []
+    for batch in x.split(rows):
+        images = as_float(batch)
+        if noise:
+            images = images + noise * torch.randn(images.shape, generator=generator)
+        found.append(classifier.logits(images.to(classifier.temperature.device)).cpu())
+    return torch.cat(found)
 
 
 @torch.no_grad()
 def _check_network(network: nn.Module, dataset: OfflineDataset) -> None:
     device = next(network.parameters()).device
     try:
-        found = f"returns {list(network.eval()(dataset.x[:1].to(device)).shape)}"
+        example = as_float(dataset.x[:1]).to(device)
+        found = f"returns {list(network.eval()(example).shape)}"
     except (RuntimeError, ValueError) as error:
         found = f"fails ({str(error).splitlines()[0]})"
     if found != f"returns {[1, dataset.num_labels]}":

@@ -219,15 +219,14 @@ def _log_ratio_on(
     prior: TensorDict, policy: DenoisingPolicy, condition: Condition, batch_size: int
 ) -> Tensor:
     """Sum over steps of log pi - log p_ref on given trajectories [n, K]: [n] nats."""
-    flat = prior.reshape(-1)
+    if not len(prior):  # nothing was accepted; of images there is no reshape to nothing
+        return prior[keys.X].new_zeros(0)
     ratios = []
-    for part in flat.split(batch_size, 0) if len(flat) else []:
+    for part in prior.reshape(-1).split(batch_size, 0):
         x, prior_loc = part[keys.X], part[keys.PRIOR_LOC]
         label = {name: torch.full((len(x),), y, device=x.device) for name, y in condition.items()}
         loc = policy.loc(x, part[keys.STEP], label, prior_loc)
         ratios.append(gaussian.log_ratio(part[keys.ACTION], loc, prior_loc, part[keys.SCALE]))
-    if not ratios:
-        return prior[keys.X].new_zeros(0)
     return torch.cat(ratios).reshape(prior.batch_size).sum(1)
 
 

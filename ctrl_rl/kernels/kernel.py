@@ -4,7 +4,7 @@ Every sampler that the project knows takes a latent x and the network's estimate
 sample, and moves to a Gaussian with mean
 
     mean = denoised_weight[k] * clip(d) + sample_weight[k] * x + noise_weight[k] * e,
-    e = (x - sqrt(alpha_bar[k]) d) / sqrt(1 - alpha_bar[k])
+    e = (x - signal[k] d) / noise[k]
 
 and standard deviation scale[k]. DDPM (Ho, Jain, Abbeel 2020, eq. 7) has noise_weight 0, DDIM (Song,
 Meng, Ermon 2021, eq. 12) has sample_weight 0. The tables hold no network, so that one kernel serves
@@ -26,8 +26,10 @@ class TransitionKernel(FixedPrecision):
     """Tables of Gaussian transitions, always float32, on whatever device the module is moved to.
 
     Args:
-        timesteps: [S] int64, the scheduler's training timesteps, noisiest first.
-        alpha_bar: [S] signal level before each step.
+        timesteps: [S] the scheduler's training timesteps, noisiest first: int64, or float32 where
+            the network is asked in between.
+        signal: [S] of the latent before each step, see `ctrl_rl.schedules`.
+        noise: [S] of the same.
         denoised_weight: [S], see the module's equation.
         sample_weight: [S], see the module's equation.
         noise_weight: [S], see the module's equation.
@@ -39,7 +41,8 @@ class TransitionKernel(FixedPrecision):
     """
 
     timesteps: Tensor
-    alpha_bar: Tensor
+    signal: Tensor
+    noise: Tensor
     denoised_weight: Tensor
     sample_weight: Tensor
     noise_weight: Tensor
@@ -49,7 +52,8 @@ class TransitionKernel(FixedPrecision):
         self,
         *,
         timesteps: Tensor,
-        alpha_bar: Tensor,
+        signal: Tensor,
+        noise: Tensor,
         denoised_weight: Tensor,
         sample_weight: Tensor,
         noise_weight: Tensor,
@@ -70,9 +74,12 @@ class TransitionKernel(FixedPrecision):
                 "use DDIM with kernel.eta > 0 or DDPM"
             )
         self.clip = clip
-        self.register_buffer("timesteps", timesteps.long())
+        self.register_buffer(
+            "timesteps", timesteps.float() if timesteps.is_floating_point() else timesteps.long()
+        )
         for name, table in {
-            "alpha_bar": alpha_bar,
+            "signal": signal,
+            "noise": noise,
             "denoised_weight": denoised_weight,
             "sample_weight": sample_weight,
             "noise_weight": noise_weight,
@@ -92,9 +99,8 @@ class TransitionKernel(FixedPrecision):
             [B, *S] float32.
         """
         x, denoised = x.float(), denoised.float()
-        alpha_bar = self.alpha_bar[step]
-        residual = x - expand_to(alpha_bar.sqrt(), x) * denoised
-        noise_weight = self.noise_weight[step] / (1 - alpha_bar).sqrt()
+        residual = x - expand_to(self.signal[step], x) * denoised
+        noise_weight = self.noise_weight[step] / self.noise[step]
         clean = denoised if self.clip is None else self.clip(denoised)
         return (
             expand_to(self.denoised_weight[step], x) * clean

@@ -9,9 +9,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.kernels.kernel import Clip, TransitionKernel
+from ctrl_rl.schedules import FLOW
 
 # diffusers clamps DDPM variances from below at 1e-20; a step that is left with that is read out.
 _DETERMINISTIC_VARIANCE = 1e-16
@@ -55,7 +57,7 @@ def ddpm_kernel(
         noisy[-1] &= final_noise
         return TransitionKernel(
             timesteps=timesteps,
-            alpha_bar=before,
+            **_levels(before),
             denoised_weight=after.sqrt() * beta / (1 - before),
             sample_weight=(1 - beta).sqrt() * (1 - after) / (1 - before),
             noise_weight=torch.zeros_like(before),
@@ -72,6 +74,7 @@ def ddpm_kernel(
         )
     if timesteps is None:
         return _with_steps(DDPMScheduler, scheduler_config, num_steps, tables)
+    _check_diffusion(scheduler_config)
     scheduler = DDPMScheduler.from_config(dict(scheduler_config))
     visited = _check_timesteps(timesteps, scheduler.config.num_train_timesteps)
     scheduler.set_timesteps(timesteps=visited)
@@ -116,21 +119,59 @@ def ddim_kernel(
         before = signal[timesteps]
         final = scheduler.final_alpha_cumprod.double()
         after = torch.where(previous >= 0, signal[previous.clamp(min=0)], final)
-        variance = eta**2 * (1 - after) / (1 - before) * (1 - before / after)
-        direction = 1 - after - variance
-        if (direction < -1e-9).any():
-            raise ConfigError(f"kernel.eta={eta} asks for more noise than a step has; use <= 1")
-        return TransitionKernel(
-            timesteps=timesteps,
-            alpha_bar=before,
-            denoised_weight=after.sqrt(),
-            sample_weight=torch.zeros_like(before),
-            noise_weight=direction.clamp(min=0).sqrt(),
-            scale=variance.clamp(min=0).sqrt(),
-            clip=_clip(scheduler.config),
-        )
+        return _implicit(timesteps, before, after, eta=eta, clip=_clip(scheduler.config))
 
     return _with_steps(DDIMScheduler, scheduler_config, num_steps, tables)
+
+
+def euler_ancestral_kernel(
+    *, scheduler_config: Mapping[str, Any], num_steps: int
+) -> TransitionKernel:
+    """Ancestral sampling with Euler steps (Karras et al. 2022, alg. 2 without its correction).
+
+    In this project's units, where latents keep their variance, a step is that of DDIM with eta = 1.
+    What differs are the timesteps, which may lie between whole ones, and the end, a read-out.
+
+    Args:
+        scheduler_config: config of a diffusers scheduler; all its betas, spacings and prediction
+            types.
+        num_steps: K, stochastic steps.
+
+    Raises:
+        ConfigError: K out of range.
+    """
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    def tables(scheduler: Any) -> TransitionKernel:
+        signal = 1 / (1 + scheduler.sigmas.double().square())
+        return _implicit(scheduler.timesteps, signal[:-1], signal[1:], eta=1.0, clip=None)
+
+    return _with_steps(EulerAncestralDiscreteScheduler, scheduler_config, num_steps, tables)
+
+
+def _implicit(
+    timesteps: Tensor, before: Tensor, after: Tensor, *, eta: float, clip: Clip | None
+) -> TransitionKernel:
+    """Steps from one level alpha_bar [S] to another, towards the clean estimate."""
+    variance = eta**2 * (1 - after) / (1 - before) * (1 - before / after)
+    direction = 1 - after - variance
+    if (direction < -1e-9).any():
+        raise ConfigError(f"kernel.eta={eta} asks for more noise than a step has; use <= 1")
+    return TransitionKernel(
+        timesteps=timesteps,
+        **_levels(before),
+        denoised_weight=after.sqrt(),
+        sample_weight=torch.zeros_like(before),
+        noise_weight=direction.clamp(min=0).sqrt(),
+        scale=variance.clamp(min=0).sqrt(),
+        clip=clip,
+    )
+
+
+def _levels(alpha_bar: Tensor) -> dict[str, Tensor]:
+    """Signal and noise, from float32 as the priors have them."""
+    level = alpha_bar.float()
+    return {"signal": level.sqrt(), "noise": (1 - level).sqrt()}
 
 
 def _with_steps(
@@ -140,6 +181,7 @@ def _with_steps(
     tables: Callable[[Any], TransitionKernel],
 ) -> TransitionKernel:
     """Give the scheduler as many inference steps as leave `num_steps` stochastic ones."""
+    _check_diffusion(config)
     scheduler = kind.from_config(dict(config))
     limit = scheduler.config.num_train_timesteps - 1
     if not 1 <= num_steps <= limit:
@@ -166,10 +208,19 @@ def _with_steps(
     )
 
 
+def _check_diffusion(config: Mapping[str, Any]) -> None:
+    if config.get("prediction_type") == FLOW:
+        raise ConfigError(
+            "the prior is a flow-matching model, whose latents this kernel does not know; use "
+            "kernel=flow_sde"
+        )
+
+
 def _check_first(scheduler: Any) -> None:
     """Refuse a first step from pure noise where the network predicts just that noise."""
-    first = int(scheduler.timesteps[0])
-    if scheduler.alphas_cumprod[first] == 0 and scheduler.config.prediction_type == "epsilon":
+    first, last = int(scheduler.timesteps[0]), scheduler.config.num_train_timesteps - 1
+    silent = scheduler.config.rescale_betas_zero_snr and first == last
+    if silent and scheduler.config.prediction_type == "epsilon":
         raise ConfigError(
             "the scheduler has rescale_betas_zero_snr with epsilon prediction, which divides "
             "by zero at the first step; use v_prediction or sample prediction"

@@ -1,10 +1,10 @@
 """Priors whose denoiser is known in closed form: the tests' ground truth, and tasks to train on.
 
 For data drawn from a mixture of isotropic Gaussians with weights w_m, means c_m and a shared
-standard deviation s, the noisy latent x = sqrt(a) z + sqrt(1 - a) e is a mixture as well, with
-means sqrt(a) c_m and variance v = a s^2 + 1 - a, and the clean estimate is
+standard deviation s, the noisy latent x = a z + b e (a the signal, b the noise) is a mixture as
+well, with means a c_m and variance v = a^2 s^2 + b^2, and the clean estimate is
 
-    E[z | x] = sum_m p(m | x) (c_m + s^2 sqrt(a) / v * (x - sqrt(a) c_m)).
+    E[z | x] = sum_m p(m | x) (c_m + s^2 a / v * (x - a c_m)).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.priors.prior import Denoiser, Prior
-from ctrl_rl.schedules import signal_levels
+from ctrl_rl.schedules import noise_levels
 
 
 class MixtureDenoiser(Denoiser):
@@ -24,11 +24,10 @@ class MixtureDenoiser(Denoiser):
     Args:
         means: [M, d] component means.
         std: shared standard deviation of the components.
-        scheduler_config: gives the signal level of every training timestep.
+        scheduler_config: gives signal and noise of every training timestep.
     """
 
     means: Tensor
-    alpha_bar: Tensor
 
     def __init__(
         self, *, means: Sequence[Sequence[float]], std: float, scheduler_config: Mapping[str, Any]
@@ -36,16 +35,15 @@ class MixtureDenoiser(Denoiser):
         super().__init__()
         self.std = float(std)
         self.register_buffer("means", torch.as_tensor(means, dtype=torch.float32))
-        self.register_buffer("alpha_bar", signal_levels(scheduler_config), persistent=False)
+        self.levels = noise_levels(scheduler_config)
 
     def denoise(
         self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor | None
     ) -> Tensor:
         """Closed form; the embedding is not used, a policy adds its own correction."""
         del embedding, prompt
-        alpha_bar = self.alpha_bar[timestep][:, None, None]  # [B, 1, 1]
-        signal = alpha_bar.sqrt()
-        variance = alpha_bar * self.std**2 + 1 - alpha_bar
+        signal, noise = (level[:, None, None] for level in self.levels(timestep))  # [B, 1, 1]
+        variance = (signal * self.std).square() + noise.square()
         residual = x[:, None, :] - signal * self.means  # [B, M, d]
         responsibility = (-residual.square().sum(-1, keepdim=True) / (2 * variance)).softmax(1)
         component = self.means + self.std**2 * signal / variance * residual

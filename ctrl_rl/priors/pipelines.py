@@ -6,17 +6,21 @@ from typing import Any
 
 import torch
 
-from ctrl_rl.assets import resolve
+from ctrl_rl.assets import resolve, unreachable
 from ctrl_rl.errors import ConfigError, check_choice
 from ctrl_rl.priors.diffusers_unet import diffusers_unet_prior
 from ctrl_rl.priors.prior import Prior, Prompts
+from ctrl_rl.priors.text_transformer import flux_prior, sd3_prior
 from ctrl_rl.priors.text_unet import text_unet_prior
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_WANTED = "a pipeline's folder with model_index.json"
 _UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline")
 _TEXT = {
     "StableDiffusionPipeline": text_unet_prior,
     "StableDiffusionXLPipeline": text_unet_prior,
+    "StableDiffusion3Pipeline": sd3_prior,
+    "FluxPipeline": flux_prior,
 }
 
 
@@ -26,7 +30,8 @@ def diffusers_prior(
     prompts: Sequence[str] | None = None,
     evaluation_prompts: Sequence[str] | None = None,
     negative_prompt: str = "",
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
+    size: Sequence[int] | None = None,
     dtype: str = "float32",
 ) -> Prior:
     """Load a diffusers pipeline as a prior.
@@ -38,7 +43,8 @@ def diffusers_prior(
         evaluation_prompts: what it draws in evaluations; None for the same.
         negative_prompt: what guidance leads away from.
         guidance_scale: of classifier-free guidance, at least 1; the guided law is the prior. 1 for
-            no guidance, at half the cost.
+            no guidance, at half the cost; None for the pipeline's own default.
+        size: height and width of a text pipeline's images, in pixels; None for the model's own.
         dtype: of a text pipeline's networks; everything Gaussian is float32 in any case.
 
     Raises:
@@ -51,19 +57,38 @@ def diffusers_prior(
     else:
         kind = _kind(path, str(folder) if folder.is_dir() else path)
     if kind in _UNCONDITIONAL:
-        if prompts is not None or evaluation_prompts is not None:
-            raise ConfigError(
-                f"prior.path={path} is a {kind}, which has no prompts; leave them out"
-            )
+        given = {
+            "prompts": prompts,
+            "evaluation_prompts": evaluation_prompts,
+            "negative_prompt": negative_prompt or None,
+            "guidance_scale": guidance_scale,
+            "size": size,
+            "dtype": None if dtype == _DTYPES[0] else dtype,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise ConfigError(
+                    f"prior.{name}={value}, but prior.path={path} is a {kind}, which has no "
+                    "prompts, one size and float32; leave it out"
+                )
         return diffusers_unet_prior(path=path)
     check_choice("the pipeline of prior.path", kind, (*_UNCONDITIONAL, *_TEXT))
-    if not (guidance_scale >= 1 and math.isfinite(guidance_scale)):
+    if guidance_scale is not None and not (guidance_scale >= 1 and math.isfinite(guidance_scale)):
         raise ConfigError(f"prior.guidance_scale={guidance_scale} must be 1 (no guidance) or more")
+    if guidance_scale == 1 and negative_prompt:
+        raise ConfigError(
+            f"prior.negative_prompt='{negative_prompt}' does nothing without guidance; leave it "
+            "out, or give prior.guidance_scale above 1"
+        )
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ConfigError(f"prior.size={list(size)} must be [height, width], in pixels")
+    checked = _prompts(kind, prompts, evaluation_prompts)  # before anything large is read
     return _TEXT[kind](
         _load(kind, path, str(folder) if folder.is_dir() else path, dtype),
-        prompts=_prompts(kind, prompts, evaluation_prompts),
+        prompts=checked,
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
+        size=size,
     )
 
 
@@ -93,7 +118,7 @@ def _kind(path: str, source: str) -> str:
     try:
         return str(DiffusionPipeline.load_config(source)["_class_name"])
     except Exception as error:  # of the hub's client, of json, of the file system
-        raise _unreachable(path, error) from error
+        raise unreachable("prior.path", path, _WANTED, error) from error
 
 
 def _load(kind: str, path: str, source: str, dtype: str) -> Any:
@@ -110,13 +135,4 @@ def _load(kind: str, path: str, source: str, dtype: str) -> Any:
     try:
         return getattr(diffusers, kind).from_pretrained(source, dtype=getattr(torch, dtype), **kept)
     except Exception as error:  # a broken folder, a download that ended: many kinds
-        raise _unreachable(path, error) from error
-
-
-def _unreachable(path: str, error: Exception) -> ConfigError:
-    reason = " ".join(str(error).split())[:200]
-    return ConfigError(
-        f"prior.path={path} is neither a pipeline's folder here nor could it be had from the hub "
-        f"({type(error).__name__}: {reason}); give the path of a folder with model_index.json. A "
-        f"model behind a licence asks you to accept it first: https://huggingface.co/{path}"
-    )
+        raise unreachable("prior.path", path, _WANTED, error) from error

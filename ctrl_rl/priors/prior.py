@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.nets import FixedPrecision
-from ctrl_rl.schedules import signal_levels
+from ctrl_rl.schedules import FLOW, noise_levels
 
 
 class Denoiser(FixedPrecision, ABC):
@@ -59,7 +59,7 @@ class Denoiser(FixedPrecision, ABC):
 
         Args:
             x: [B, *S] noisy latent.
-            timestep: [B] int64 training timestep.
+            timestep: [B] training timestep, int64, or float32 for one in between.
             embedding: [B, E] control embedding, or None for the pretrained model as it is.
             prompt: [B] int64 places in the prior's prompts, or None for a prior without.
 
@@ -80,12 +80,10 @@ class NetworkDenoiser(Denoiser):
         network: called as ``network(x, timestep, embedding)``, with a fourth argument ``prompt``
             where the prior has prompts; returns [B, *S].
         scheduler_config: a diffusers scheduler's config: betas and `prediction_type`
-            (`epsilon`; `v_prediction`, Salimans and Ho 2022, app. D; or `sample`).
+            (`epsilon`; `v_prediction`, Salimans and Ho 2022, app. D; `sample`; or
+            `flow_prediction`, noise less clean latent).
         embedding_features: width of the control embedding that the network accepts; 0 for none.
     """
-
-    signal: Tensor
-    noise: Tensor
 
     def __init__(
         self,
@@ -98,15 +96,13 @@ class NetworkDenoiser(Denoiser):
         self.network = network
         self.embedding_features = embedding_features
         self.prediction_type = scheduler_config.get("prediction_type", "epsilon")
-        accepted = ("epsilon", "v_prediction", "sample")
+        accepted = ("epsilon", "v_prediction", "sample", FLOW)
         if self.prediction_type not in accepted:
             raise ConfigError(
                 f"unknown prediction_type {self.prediction_type!r} in the prior's scheduler; "
                 f"{did_you_mean(self.prediction_type, accepted)}"
             )
-        alpha_bar = signal_levels(scheduler_config)
-        self.register_buffer("signal", alpha_bar.sqrt(), persistent=False)
-        self.register_buffer("noise", (1 - alpha_bar).sqrt(), persistent=False)
+        self.levels = noise_levels(scheduler_config)
 
     def denoise(
         self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor | None
@@ -119,8 +115,9 @@ class NetworkDenoiser(Denoiser):
         prediction = output.float()
         if self.prediction_type == "sample":
             return prediction
-        signal = expand_to(self.signal[timestep], x)
-        noise = expand_to(self.noise[timestep], x)
+        signal, noise = (expand_to(level, x) for level in self.levels(timestep))
+        if self.prediction_type == FLOW:
+            return x.float() - noise * prediction
         if self.prediction_type == "v_prediction":
             return signal * x.float() - noise * prediction
         return (x.float() - noise * prediction) / signal

@@ -160,7 +160,7 @@ class NftOracle:
         self.optimal = oracle.optimal_shifts / sigmas[:, None]
         signal, noise, clean = (
             table[:steps].double().numpy()
-            for table in (kernel.alpha_bar, kernel.noise_weight, kernel.denoised_weight)
+            for table in (kernel.signal.square(), kernel.noise_weight, kernel.denoised_weight)
         )
         # mean(x, z) - prior_loc(x) = pull (z - D(x)); D's slope from that of prior_loc
         self.pull = clean - noise * (signal / (1 - signal)) ** 0.5
@@ -258,7 +258,7 @@ def test_noisy_copies_follow_the_forward_process_and_its_posterior() -> None:
     spent = policy.calls - called[0], env.process.prior_calls - called[1]
     assert spent == (2 * K * n, (2 * K + 1) * n)
     copies, clean = episode[keys.FORWARD], episode[keys.SAMPLE]  # latents here are samples
-    signal = env.process.kernel.alpha_bar[:, None]
+    signal = env.process.kernel.signal[:, None].square()
     here, following = signal[:K], signal[1 : K + 1]
     noise = (copies[keys.X] - here.sqrt() * clean) / (1 - here).sqrt()
     assert noise.mean((0, 2)).abs().max() < 5 / (2 * n) ** 0.5

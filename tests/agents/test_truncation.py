@@ -119,9 +119,9 @@ def test_noisy_copies_follow_the_forward_process() -> None:
     assert step.tolist() == [K - 1] * (n * copies)
     label = episode[keys.CONTROL, "group"][:, 0]
     assert torch.equal(control["group"].view(n, copies), label[:, None].expand(n, copies))
-    signal = env.process.kernel.alpha_bar[K - 1]
     clean = episode[keys.SAMPLE][:, :1]  # latents of this task are samples
-    noise = (x.view(n, copies, 2) - signal.sqrt() * clean) / (1 - signal).sqrt()
+    kernel = env.process.kernel
+    noise = (x.view(n, copies, 2) - kernel.signal[K - 1] * clean) / kernel.noise[K - 1]
     assert noise.mean().abs() < 4 / (2 * n * copies) ** 0.5
     assert noise.var() == pytest.approx(1, abs=4 * (2 / (2 * n * copies)) ** 0.5)
     covariance = (noise[:, 0] * noise[:, 1]).mean()

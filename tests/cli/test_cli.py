@@ -156,3 +156,13 @@ def test_version(capsys):
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out.strip().count(".") == 2
+
+
+def test_a_label_that_no_prior_sample_has_leaves_its_exact_row_empty(tmp_path):
+    words = ["env=digits", "kernel.num_steps=2", "trainer.updates=1", "run.name=run"]
+    words += ["evaluation.prior_samples=8", "evaluation.policy_samples=3", f"run.root={tmp_path}"]
+    assert main(["train", *words]) == 0
+    rows = summary(tmp_path / "run")["per_label"].values()
+    empty = [row for row in rows if row["exact"]["samples"] == 0]
+    assert empty and all(row["exact"]["accuracy"] is None for row in empty)
+    assert all(row["gap_nats"] is not None for row in rows)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pipelines import MAKERS
+from pipelines import FLOWS, MAKERS, SIZES
 from running import contents, metrics, summary
 
 from ctrl_rl import load_run
@@ -44,6 +44,12 @@ evaluation: {prior_samples: 8, policy_samples: 4, exact_samples: 4}
 """
 
 
+def words_for(kind, folder):
+    """Words of `ctrl-rl train` on a pipeline of another kind than the yaml's."""
+    words = [f"prior.path={MAKERS[kind](folder / kind)}", f"prior.size={SIZES.get(kind, 'null')}"]
+    return [*words, "kernel=flow_sde"] if kind in FLOWS else words
+
+
 @pytest.fixture
 def words(tmp_path, monkeypatch):
     """Words of `ctrl-rl train` for the user's task, whose files lie outside the repository."""
@@ -59,9 +65,11 @@ def words(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("agent", ["ctrl", "ppo"])
-def test_train_evaluate_sample(agent, words, tmp_path, capsys):
+@pytest.mark.parametrize("kind", MAKERS)
+def test_train_evaluate_sample(kind, agent, words, tmp_path, capsys):
     run = tmp_path / "run"
     given = [*words, f"agent={agent}", "run.name=run", "trainer.updates=2"]
+    given += words_for(kind, tmp_path)
     assert main(["train", *given]) == 0
     figures = summary(run)
     prompts = ("a cat", "a very red fox")
@@ -86,7 +94,9 @@ def test_train_evaluate_sample(agent, words, tmp_path, capsys):
         loaded.sample({"prompt": "a cat", "level": "dark"})
 
 
-def test_resume_is_bitwise(words, tmp_path):
+@pytest.mark.parametrize("kind", ["sd", "flux"])
+def test_resume_is_bitwise(kind, words, tmp_path):
+    words = [*words, *words_for(kind, tmp_path)]
     assert main(["train", *words, "run.name=whole", "trainer.updates=3"]) == 0
     assert main(["train", *words, "run.name=part", "trainer.updates=3"]) == 0
     newest = sorted((tmp_path / "part" / "checkpoints").iterdir())[-1]

@@ -5,12 +5,13 @@ yaml leaves open (`???`) are given in `OPEN`.
 """
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import choices
-from contract_tasks import GIVEN, GROUPS, K, config_of, permuted, samples
+from contract_tasks import GIVEN, GROUPS, K, config_of, permuted, samples, words_of_task
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
@@ -64,8 +65,8 @@ def test_yaml_agrees_with_the_signature(group: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", choices("env"))
-def test_env(name: str) -> None:
-    config = compose("train", [f"env={name}"])
+def test_env(name: str, made: Callable[[str], Path]) -> None:
+    config = compose("train", [f"env={name}", *words_of_task(name, made)])
     assert config.env.name == name
     assert set(config.env) == {"name", "guidance_strength", "control_scale"}
     (env_id,) = [key for key, task in TASKS.items() if task == name]
@@ -109,20 +110,22 @@ def test_settings(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", choices("prior"))
-def test_prior(name: str, tiny_pipeline: Path) -> None:
-    node = config_of("prior", name, tiny_pipeline).prior
+def test_prior(name: str, made: Callable[[str], Path]) -> None:
+    node = config_of("prior", name, made).prior
     prior = instantiate(node, _convert_="all")
     assert isinstance(prior, Prior)
     prior.train()
     x = torch.randn(6, *prior.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     timestep = torch.tensor([0, 10, 300, 500, 700, 999])
-    denoised = prior.denoiser(x, timestep)
+    prompt = torch.tensor([0, 1, 1, 0, 1, 2]) if prior.prompts else None
+    denoised = prior.denoiser(x, timestep, prompt=prompt)
     assert denoised.shape == x.shape and denoised.dtype == torch.float32
     assert torch.isfinite(denoised).all()
     order = permuted(6)
-    torch.testing.assert_close(
-        prior.denoiser(x[order], timestep[order]), denoised[order], rtol=1e-4, atol=1e-4
+    moved = prior.denoiser(
+        x[order], timestep[order], prompt=None if prompt is None else prompt[order]
     )
+    torch.testing.assert_close(moved, denoised[order], rtol=1e-4, atol=1e-4)
     sample = prior.decode(denoised)
     assert len(sample) == 6 and sample.dtype == torch.float32
     sample.sum().backward()
@@ -131,9 +134,9 @@ def test_prior(name: str, tiny_pipeline: Path) -> None:
     assert not any(module.training for module in prior.modules())
     if features := prior.denoiser.embedding_features:
         nothing = torch.zeros(6, features)
-        assert torch.equal(prior.denoiser(x, timestep, nothing), denoised)
+        assert torch.equal(prior.denoiser(x, timestep, nothing, prompt), denoised)
         something = torch.ones(6, features)
-        assert not torch.equal(prior.denoiser(x, timestep, something), denoised)
+        assert not torch.equal(prior.denoiser(x, timestep, something, prompt), denoised)
 
 
 # --- kernel -----------------------------------------------------------------------------------
@@ -147,7 +150,7 @@ def test_kernel(name: str) -> None:
     assert kernel.num_steps == K and (kernel.scale[:K] > 0).all()
     assert len(kernel.timesteps) == K + kernel.has_read_out
     assert (kernel.timesteps.diff() < 0).all()  # noisiest first
-    assert (kernel.alpha_bar.diff() > 0).all()
+    assert (kernel.signal.diff() > 0).all() and (kernel.noise.diff() < 0).all()
     n = len(kernel.timesteps)
     step = torch.arange(n)
     x = torch.randn(n, *process.shape, dtype=torch.bfloat16)
@@ -160,10 +163,10 @@ def test_kernel(name: str) -> None:
     one = [kernel.mean(x[[k]], denoised[[k]], step[[k]]) for k in range(n)]
     assert torch.equal(torch.cat(one), mean)
     # A latent on the way to a known clean sample stays on the way: the mean of the next latent,
-    # over the noise, is sqrt(alpha_bar[k + 1]) times the sample.
+    # over the noise, is signal[k + 1] times the sample.
     clean = torch.full((K - 1, *process.shape), 0.5)
-    along = kernel.alpha_bar[: K - 1].sqrt()[:, None] * clean
-    after = kernel.alpha_bar[1:K].sqrt()[:, None] * clean
+    along = kernel.signal[: K - 1, None] * clean
+    after = kernel.signal[1:K, None] * clean
     if kernel.clip is None:
         torch.testing.assert_close(
             kernel.mean(along, clean, step[: K - 1]), after, rtol=2e-2, atol=2e-2
@@ -174,8 +177,8 @@ def test_kernel(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", choices("reward"))
-def test_reward(name: str) -> None:
-    process = build_process(config_of("reward", name))
+def test_reward(name: str, made: Callable[[str], Path]) -> None:
+    process = build_process(config_of("reward", name, made))
     reward = process.reward_model
     assert isinstance(reward, Reward)
     process.train()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import choices
+from contract_tasks import Made, words_of_task
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import check_env_specs
@@ -21,14 +22,17 @@ SHORT = ["kernel.num_steps=4"]
 
 
 @pytest.mark.parametrize("task", choices("env"))
-def test_task_keeps_torchrls_contract(task: str) -> None:
-    check_env_specs(make_env(task, num_envs=3, overrides=SHORT))
+def test_task_keeps_torchrls_contract(task: str, made: Made) -> None:
+    words = [*SHORT, *words_of_task(task, made)]
+    check_env_specs(make_env(task, num_envs=3, overrides=words))
 
 
 @pytest.mark.parametrize("task", choices("env"))
-def test_seed_decides_every_bit(task: str) -> None:
+def test_seed_decides_every_bit(task: str, made: Made) -> None:
+    words = [*SHORT, *words_of_task(task, made)]
+
     def run(seed: int) -> torch.Tensor:
-        env = make_env(task, num_envs=5, seed=seed, overrides=SHORT)
+        env = make_env(task, num_envs=5, seed=seed, overrides=words)
         episode = rollout(env, PriorPolicy(env.process.kernel))
         flat: torch.Tensor = torch.cat(
             [episode[key].flatten(1) for key in (keys.X, keys.NEXT_REWARD, keys.SAMPLE)], 1

@@ -6,12 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.gaussian import expand_to
-from ctrl_rl.kernels import TransitionKernel, ddim_kernel, ddpm_kernel
+from ctrl_rl.kernels import (
+    TransitionKernel,
+    ddim_kernel,
+    ddpm_kernel,
+    euler_ancestral_kernel,
+    flow_sde_kernel,
+)
 from ctrl_rl.priors import GaussianDenoiser, NetworkDenoiser
 
 Config = dict[str, Any]
@@ -30,6 +36,7 @@ CLIPS: list[Config] = [
     {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1.5},
 ]
 SPACINGS = ("leading", "trailing", "linspace")
+FLOW_CONFIG: Config = {"prediction_type": "flow_prediction"}
 
 
 class Wave(nn.Module):
@@ -119,6 +126,37 @@ def test_variants_of_the_ends_equal_diffusers(sampler: Config, spacing: str) -> 
         check(sampler, base | {"prediction_type": prediction, "rescale_betas_zero_snr": True})
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS[:2])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ancestral_euler_steps_equal_diffusers(spacing: str, prediction: str) -> None:
+    # diffusers' latents are this project's over the signal.
+    for betas in BETAS:
+        config = {**betas, "timestep_spacing": spacing, "prediction_type": prediction}
+        kernel = euler_ancestral_kernel(scheduler_config=config, num_steps=6)
+        scheduler = EulerAncestralDiscreteScheduler.from_config(config)
+        scheduler.set_timesteps(7)
+        scheduler.sigmas = scheduler.sigmas.double()
+        assert kernel.timesteps.tolist() == scheduler.timesteps.tolist()
+        assert kernel.has_read_out and kernel.num_steps == 6
+        denoiser = NetworkDenoiser(Wave(), config)
+        generator = torch.Generator().manual_seed(0)
+        for k, t in enumerate(scheduler.timesteps):
+            x = torch.randn(3, 2, 4, 4, generator=generator)
+            theirs = x.double() * (1 + scheduler.sigmas[k] ** 2).sqrt()
+            scaled = scheduler.scale_model_input(theirs, t)
+            torch.testing.assert_close(scaled.float(), x, rtol=1e-6, atol=1e-6)
+            prediction_of = denoiser.network(x, t.expand(3), None).double()
+            twins = [torch.Generator().manual_seed(k) for _ in range(2)]
+            after = scheduler.step(prediction_of, t, theirs, generator=twins[0]).prev_sample
+            noise = torch.randn(x.shape, generator=twins[1], dtype=torch.float64)
+            step = torch.full((3,), k)
+            mean = kernel.mean(x, denoiser(x, t.expand(3)), step)
+            drawn = mean + expand_to(kernel.scale[step], x) * noise
+            expected = after / (1 + scheduler.sigmas[k + 1] ** 2).sqrt()
+            deviation = ((drawn - expected).abs() / expected.abs().clamp(min=1)).max().item()
+            assert deviation < 1e-5, (config, k, deviation)
+
+
 @pytest.mark.parametrize("timesteps", [[999, 700, 650, 20], [800, 300, 299, 1, 0]], ids=str)
 @pytest.mark.parametrize("sampler", DDPM, ids=lambda sampler: str(*sampler.values()))
 def test_timesteps_of_ones_own_equal_diffusers(sampler: Config, timesteps: list[int]) -> None:
@@ -201,6 +239,19 @@ def test_chain_reaches_the_known_marginal_at_first_order(sampler: Config) -> Non
         (ddim_kernel, {}, {"num_steps": 5, "eta": -0.5}, "use 0 < kernel.eta <= 1"),
         (ddim_kernel, {}, {"num_steps": 5, "eta": 3.0}, "use <= 1"),
         (ddim_kernel, {}, {"num_steps": 0}, "use 1 to 999"),
+        (euler_ancestral_kernel, {}, {"num_steps": 0}, "use 1 to 999"),
+        (
+            euler_ancestral_kernel,
+            {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+            {"num_steps": 5},
+            "use v_prediction",
+        ),
+        (euler_ancestral_kernel, FLOW_CONFIG, {"num_steps": 5}, "use kernel=flow_sde"),
+        (ddpm_kernel, FLOW_CONFIG, {"num_steps": 1, "timesteps": [9, 1]}, "use kernel=flow_sde"),
+        (ddim_kernel, FLOW_CONFIG, {"num_steps": 5}, "use kernel=flow_sde"),
+        (flow_sde_kernel, {}, {"num_steps": 5}, "needs a flow-matching prior"),
+        (flow_sde_kernel, FLOW_CONFIG, {"num_steps": 0}, "must be 1 or more"),
+        (flow_sde_kernel, FLOW_CONFIG, {"num_steps": 2, "noise_level": 0.0}, "use a number > 0"),
         (ddpm_kernel, {}, {"num_steps": 0}, "use 1 to 999"),
         (ddpm_kernel, {}, {"num_steps": -3}, "use 1 to 999"),
         (ddpm_kernel, {}, {"num_steps": 1000}, "use 1 to 999"),

@@ -25,13 +25,16 @@ from ctrl_rl.priors import (
     mixture_prior,
 )
 from ctrl_rl.rewards import FunctionReward
+from ctrl_rl.schedules import FLOW, noise_levels
 
 SCHEDULER: dict[str, Any] = {"prediction_type": "sample", "clip_sample": False}
 MEANS = [[-1.5, 0.5], [0.2, -0.3], [1.0, 1.8]]
 
 
-def mixture(std: float = 0.4, means: list[list[float]] = MEANS) -> MixtureDenoiser:
-    return MixtureDenoiser(means=means, std=std, scheduler_config=SCHEDULER)
+def mixture(
+    std: float = 0.4, means: list[list[float]] = MEANS, **scheduler: Any
+) -> MixtureDenoiser:
+    return MixtureDenoiser(means=means, std=std, scheduler_config=SCHEDULER | scheduler)
 
 
 class Oracle(nn.Module):
@@ -39,17 +42,22 @@ class Oracle(nn.Module):
 
     def __init__(self, prediction_type: str) -> None:
         super().__init__()
-        self.exact, self.prediction_type = mixture(), prediction_type
+        flow = {"prediction_type": prediction_type} if prediction_type == FLOW else {}
+        self.exact, self.prediction_type = mixture(**flow), prediction_type
 
     def forward(self, x: Tensor, timestep: Tensor, embedding: Tensor | None) -> Tensor:
         clean = self.exact(x, timestep)
-        alpha_bar = expand_to(self.exact.alpha_bar[timestep], x)
-        noise = (x - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
-        velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * clean
-        return {"sample": clean, "epsilon": noise, "v_prediction": velocity}[self.prediction_type]
+        a, b = (expand_to(level, x) for level in self.exact.levels(timestep))
+        noise = (x - a * clean) / b
+        return {
+            "sample": clean,
+            "epsilon": noise,
+            "v_prediction": a * noise - b * clean,
+            "flow_prediction": noise - clean,
+        }[self.prediction_type]
 
 
-@pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction", FLOW])
 def test_perfect_network_of_any_prediction_type_gives_the_posterior_mean(
     prediction_type: str,
 ) -> None:
@@ -57,7 +65,24 @@ def test_perfect_network_of_any_prediction_type_gives_the_posterior_mean(
     denoiser = NetworkDenoiser(Oracle(prediction_type), config)
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     timestep = torch.randint(20, 700, (64,), generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(denoiser(x, timestep), mixture()(x, timestep), rtol=1e-5, atol=1e-5)
+    exact = denoiser.network.exact(x, timestep)
+    torch.testing.assert_close(denoiser(x, timestep), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_levels_between_timesteps_are_the_euler_schedulers() -> None:
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    config = {"beta_schedule": "scaled_linear", "timestep_spacing": "linspace"}
+    scheduler = EulerAncestralDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(7)
+    assert (scheduler.timesteps != scheduler.timesteps.round()).any()
+    levels = noise_levels(config)
+    signal, noise = levels(scheduler.timesteps)
+    torch.testing.assert_close(noise / signal, scheduler.sigmas[:-1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(signal.square() + noise.square(), torch.ones(7))
+    whole = torch.tensor([0, 17, 999])
+    for found, table in zip(levels(whole.float()), levels(whole), strict=True):
+        assert torch.equal(found, table)
 
 
 def test_mixture_denoiser_equals_the_integral() -> None:
@@ -67,9 +92,9 @@ def test_mixture_denoiser_equals_the_integral() -> None:
     prior = sum(torch.exp(-((z - m[0]) ** 2) / (2 * std**2)) for m in means)
     x = torch.linspace(-2.5, 2.5, 11)
     for timestep in (5, 100, 400, 999):
-        alpha_bar = denoiser.alpha_bar[timestep].double()
-        residual = x.double()[:, None] - alpha_bar.sqrt() * z
-        posterior = prior * torch.exp(-(residual**2) / (2 * (1 - alpha_bar)))
+        signal, noise = (level.double() for level in denoiser.levels(torch.tensor(timestep)))
+        residual = x.double()[:, None] - signal * z
+        posterior = prior * torch.exp(-(residual**2) / (2 * noise**2))
         exact = (posterior * z).sum(1) / posterior.sum(1)
         clean = denoiser(x[:, None], torch.full((11,), timestep))[:, 0]
         torch.testing.assert_close(clean.double(), exact, rtol=1e-4, atol=1e-4)
@@ -79,15 +104,15 @@ def test_mixture_denoiser_obeys_tweedie() -> None:
     denoiser = mixture()
     x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0)).double()
     for timestep in (50, 300, 800):
-        alpha_bar = denoiser.alpha_bar[timestep].double()
-        variance = alpha_bar * 0.4**2 + 1 - alpha_bar
+        signal, noise = (level.double() for level in denoiser.levels(torch.tensor(timestep)))
+        variance = (0.4 * signal) ** 2 + noise**2
 
-        def log_density(x: Tensor, a: Tensor = alpha_bar, v: Tensor = variance) -> Tensor:
-            means = a.sqrt() * torch.tensor(MEANS, dtype=torch.float64)
+        def log_density(x: Tensor, a: Tensor = signal, v: Tensor = variance) -> Tensor:
+            means = a * torch.tensor(MEANS, dtype=torch.float64)
             return (-(x[:, None] - means).square().sum(-1) / (2 * v)).logsumexp(1).sum()
 
         score = torch.autograd.functional.jacobian(log_density, x)
-        exact = (x + (1 - alpha_bar) * score) / alpha_bar.sqrt()
+        exact = (x + noise**2 * score) / signal
         clean = denoiser(x.float(), torch.full((32,), timestep))
         torch.testing.assert_close(clean.double(), exact, rtol=1e-4, atol=1e-4)
 
@@ -154,19 +179,19 @@ def test_cast_rounds_weights_but_no_tables(tiny_pipeline: Path) -> None:
     prior = diffusers_unet_prior(path=str(tiny_pipeline))
     denoiser = prior.denoiser
     assert isinstance(denoiser, NetworkDenoiser)
-    signal, noise = denoiser.signal.clone(), denoiser.noise.clone()
+    levels = {name: level.clone() for name, level in denoiser.levels.named_buffers()}
     x, timestep = torch.randn(2, 1, 4, 4), torch.tensor([10, 700])
     exact = denoiser(x, timestep)
     prior.bfloat16()
     assert {p.dtype for p in prior.parameters()} == {torch.bfloat16}
-    assert torch.equal(denoiser.signal, signal) and torch.equal(denoiser.noise, noise)
+    assert all(torch.equal(level, levels[n]) for n, level in denoiser.levels.named_buffers())
     clean = denoiser(x, timestep)
     assert clean.dtype == torch.float32
     torch.testing.assert_close(clean, exact, rtol=0.05, atol=0.05)
 
     analytic = gaussian_prior(mean=[0.5], std=0.7, scheduler=SCHEDULER)
-    table = analytic.denoiser.get_buffer("alpha_bar").clone()
-    assert torch.equal(analytic.bfloat16().denoiser.get_buffer("alpha_bar"), table)
+    table = analytic.denoiser.get_buffer("levels.signal").clone()
+    assert torch.equal(analytic.bfloat16().denoiser.get_buffer("levels.signal"), table)
 
 
 @pytest.mark.parametrize("missing", ["scheduler", "unet/config.json", "unet"])

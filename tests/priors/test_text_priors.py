@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from pipelines import MAKERS
+from pipelines import FLOWS, MAKERS, SIZES, noise_like
 from torch.optim.swa_utils import AveragedModel
 
 from ctrl_rl import keys
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.kernels import ddim_kernel
+from ctrl_rl.kernels import ddim_kernel, euler_ancestral_kernel, flow_sde_kernel
+from ctrl_rl.pipeline_schedulers import FlowSDEScheduler
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import LowRankPolicy, PriorPolicy
 from ctrl_rl.priors import diffusers_prior
@@ -38,49 +39,72 @@ def brightness(sample, control):
     return torch.where(control["level"] < 2, value, 0.0)
 
 
-def process_of(folder, **settings):
-    prior = diffusers_prior(path=str(folder), **{"prompts": PROMPTS, **settings})
+def process_of(folder, kernel=None, **settings):
+    settings = {"prompts": PROMPTS, "size": SIZES.get(folder.name), **settings}
+    prior = diffusers_prior(path=str(folder), **settings)
+    kernel = kernel or (flow_sde_kernel if folder.name in FLOWS else ddim_kernel)
     return DenoisingProcess(
         prior=prior,
-        kernel=ddim_kernel(scheduler_config=prior.scheduler_config, num_steps=K),
+        kernel=kernel(scheduler_config=prior.scheduler_config, num_steps=K),
         reward=FunctionReward(function=brightness, controls={"level": 2}, differentiable=True),
     )
 
 
-def stock(folder, prompts, *, steps, seed, **given):
-    from diffusers import DDIMScheduler, DiffusionPipeline
+def stock(folder, prompts, *, steps, seed, scheduler, **given):
+    """Images of the stock pipeline, with a scheduler of the same kind as the kernel."""
+    from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(folder)
     config = pipeline.scheduler.config
-    pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+    pipeline.scheduler = scheduler.from_config({"clip_sample": False, **config})
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
-    images = pipeline(
-        prompts, num_inference_steps=steps, eta=1.0, output_type="pt", generator=generator, **given
+    if scheduler is FlowSDEScheduler:
+        pipeline.scheduler.draw = lambda latents: noise_like(latents, generator)
+    return pipeline(
+        prompts, num_inference_steps=steps, output_type="pt", generator=generator, **given
     ).images
-    return images
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"guidance_scale": 1.0}, {"negative_prompt": "grey", "guidance_scale": 3.0}],
-    ids=["default", "no-guidance", "negative"],
-)
-@pytest.mark.parametrize("kind", MAKERS)
+# Settings of the prior, and what the stock pipeline's call is told for them.
+GUIDANCE = {
+    "default": ({}, {}),
+    "none": ({"guidance_scale": 1.0}, {"guidance_scale": 1.0}),
+    "negative": (
+        {"negative_prompt": "grey", "guidance_scale": 3.0},
+        {"negative_prompt": ["grey"] * len(PROMPTS), "guidance_scale": 3.0},
+    ),
+    "large": ({"size": [24, 16]}, {"height": 24, "width": 16}),
+}
+CASES = [(kind, name, None) for kind in ("sd", "sdxl", "sd3") for name in GUIDANCE]
+CASES += [("flux", "default", None), ("flux", "negative", None), ("flux-dev", "default", None)]
+CASES += [("sd", "default", euler_ancestral_kernel), ("sdxl", "negative", euler_ancestral_kernel)]
+
+
+@pytest.mark.parametrize(("kind", "guidance", "kernel"), CASES)
 @torch.no_grad()
-def test_samples_are_the_stock_pipelines(kind, settings, folders):
+def test_samples_are_the_stock_pipelines(kind, guidance, kernel, folders):
+    from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
+
     folder = folders[kind]
-    process = process_of(folder, **settings)
-    assert process.sample_shape == (3, 16, 16)
+    settings, given = GUIDANCE[guidance]
+    process = process_of(folder, kernel, **settings)
+    height, width = settings.get("size", [16, 16])
+    assert process.sample_shape == (3, height, width)
     env = LatentEnv(process, num_envs=len(PROMPTS), seed=7)
     place = torch.arange(len(PROMPTS))
     episode = rollout(env, PriorPolicy(process.kernel), control={keys.PROMPT: place})
     images = (episode[keys.SAMPLE][:, -1] / 2 + 0.5).clamp(0, 1)
-    given = {"guidance_scale": 7.5, **settings}
-    if "negative_prompt" in given:
-        given["negative_prompt"] = [given["negative_prompt"]] * len(PROMPTS)
+    scheduler = EulerAncestralDiscreteScheduler if kernel else DDIMScheduler
+    if kind in FLOWS:
+        scheduler = FlowSDEScheduler
+    given = {"height": height, "width": width, **given}
+    if scheduler is DDIMScheduler:
+        given["eta"] = 1.0
+    if kind == "flux" and "guidance_scale" in given:
+        given["true_cfg_scale"] = given.pop("guidance_scale")
     steps = len(process.kernel.timesteps)  # a read-out included, where the scheduler has one
-    expected = stock(folder, PROMPTS, steps=steps, seed=7, **given)
+    expected = stock(folder, PROMPTS, steps=steps, seed=7, scheduler=scheduler, **given)
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
     assert not torch.allclose(images[0], images[1], atol=1e-2)  # the samples differ
 
@@ -132,8 +156,9 @@ def test_recomputed_activations_give_the_same_gradients(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_starts_at_the_prior_and_trains_in_float32(folder, dtype):
-    process = process_of(folder, dtype=dtype)
+@pytest.mark.parametrize("kind", ["sd", "sd3", "flux-dev"])
+def test_half_precision_starts_at_the_prior_and_trains_in_float32(kind, dtype, folders):
+    process = process_of(folders[kind], dtype=dtype)
     policy = LowRankPolicy(prior=process.prior, kernel=process.kernel, controls=process.controls)
     env = LatentEnv(process, num_envs=2)
     episode = rollout(env, policy, plan=RolloutPlan(gradients="pathwise"))
@@ -216,6 +241,36 @@ def test_latents_are_not_clipped_where_the_scheduler_does_not_say_so(folder):
     assert process_of(folder).kernel.clip is None
 
 
+def test_prompts_are_cut_where_t5_stops(folders):
+    with pytest.warns(UserWarning, match="reads the first 256"):
+        process_of(folders["sd3"], prompts=["word " * 500])
+    with pytest.warns(UserWarning, match="reads the first 512"):
+        process_of(folders["flux"], prompts=["word " * 500])
+
+
+def test_a_negative_prompt_that_does_nothing_is_refused(folders):
+    with pytest.raises(ConfigError, match="does nothing without guidance"):
+        process_of(folders["flux"], negative_prompt="grey")
+
+
+def test_a_distilled_model_takes_no_negative_prompt(folders):
+    with pytest.raises(ConfigError, match="guidance-distilled and takes none"):
+        process_of(folders["flux-dev"], negative_prompt="grey")
+
+
+def test_images_without_positions_are_refused(folders):
+    with pytest.raises(ConfigError, match="at most 32 pixels a side"):
+        process_of(folders["sd3"], size=[16, 40])
+
+
+def test_guidance_is_the_pipelines_own_where_none_is_given(folders):
+    own = {"sd": 7.5, "sdxl": 5.0, "sd3": 7.0, "flux": 1.0, "flux-dev": 1.0}
+    for kind, scale in own.items():
+        network = process_of(folders[kind]).prior.denoiser.network
+        assert network.guidance_scale == scale
+    assert network.embedded_guidance == 3.5
+
+
 REFUSED = {
     "prior.prompts=cat must be a list": {"prompts": "cat"},
     "which draws prompts; give prior.prompts": {"prompts": None},
@@ -223,6 +278,9 @@ REFUSED = {
     "prior.evaluation_prompts is empty": {"evaluation_prompts": []},
     "prior.guidance_scale=0.5 must be 1": {"guidance_scale": 0.5},
     "did you mean 'float16'": {"dtype": "float61"},
+    "multiples of 2 pixels with this model": {"size": [16, 17]},
+    "must be .height, width., in pixels": {"size": [16]},
+    "does nothing without guidance": {"negative_prompt": "grey", "guidance_scale": 1.0},
 }
 
 
@@ -237,11 +295,18 @@ def test_without_the_hub_the_message_says_what_to_do(monkeypatch):
     with pytest.raises(ConfigError) as raised:
         diffusers_prior(path="someone/model", prompts=["cat"])
     told = str(raised.value)
-    assert "prior.path=someone/model is neither a pipeline's folder here" in told
+    assert (
+        "prior.path=someone/model is neither a pipeline's folder with model_index.json here" in told
+    )
     assert "model_index.json" in told and "https://huggingface.co/someone/model" in told
     assert "\n" not in told
 
 
-def test_prompts_of_an_unconditional_pipeline_are_refused(tiny_pipeline):
-    with pytest.raises(ConfigError, match="which has no prompts"):
-        diffusers_prior(path=str(tiny_pipeline), prompts=["cat"])
+@pytest.mark.parametrize(
+    "setting",
+    [{"prompts": ["cat"]}, {"guidance_scale": 3.0}, {"dtype": "bfloat16"}, {"size": [8, 8]}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_text_settings_of_an_unconditional_pipeline_are_refused(setting, tiny_pipeline):
+    with pytest.raises(ConfigError, match=f"prior.{next(iter(setting))}=.* has no prompts"):
+        diffusers_prior(path=str(tiny_pipeline), **setting)

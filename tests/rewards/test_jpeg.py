@@ -10,8 +10,14 @@ from scipy.stats import norm
 from torch import Tensor
 
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.rewards import ClassifierReward, JpegSize
+from ctrl_rl.rewards import ClassifierReward, Compressibility, Graded
 from ctrl_rl.rewards.jpeg import jpeg_kilobytes
+
+PAPER = [-110.0, -85.0, -60.0]
+
+
+def jpeg_classes(edges: list[float], std: float) -> Graded:
+    return Graded(measure=Compressibility(), edges=edges, std=std)
 
 
 def images(n: int = 6, channels: int = 3) -> Tensor:
@@ -36,7 +42,7 @@ def test_log_probabilities_are_those_of_a_normal_error() -> None:
     batch = images(8)
     sizes = jpeg_kilobytes(batch).double().numpy()
     edges = [-1.8, -1.2, -1.1, -0.8]
-    found = JpegSize(edges=edges, std=0.2).log_probabilities(batch).double().numpy()
+    found = jpeg_classes(edges, std=0.2).log_probabilities(batch).double().numpy()
     ends = np.asarray([-np.inf, *edges, np.inf])
     for size, row in zip(sizes, found, strict=True):
         probability = np.diff(norm.cdf((ends + size) / 0.2))
@@ -46,7 +52,7 @@ def test_log_probabilities_are_those_of_a_normal_error() -> None:
 
 
 def test_far_classes_are_finite_and_fall_with_the_distance() -> None:
-    found = JpegSize().log_probabilities(images(2))  # some 1 kB, classes begin at 60
+    found = jpeg_classes(PAPER, 5.0).log_probabilities(images(2))  # some 1 kB, classes begin at 60
     assert torch.isfinite(found).all() and (found[:, :3].diff(dim=1) > 0).all()
     assert (found[:, 3] > -1e-6).all()
 
@@ -54,13 +60,13 @@ def test_far_classes_are_finite_and_fall_with_the_distance() -> None:
 def test_the_most_probable_class_is_the_files() -> None:
     batch = images(12)
     edges = [-1.9, -1.3, -0.9]
-    label = JpegSize(edges=edges, std=0.01).log_probabilities(batch).argmax(1)
+    label = jpeg_classes(edges, std=0.01).log_probabilities(batch).argmax(1)
     expected = torch.bucketize(-jpeg_kilobytes(batch), torch.tensor(edges), right=True)
     assert torch.equal(label, expected) and len(label.unique()) == 4
 
 
 def test_a_sum_with_an_encoder_in_it_has_no_gradient() -> None:
-    assert not ClassifierReward(classifiers={"size": JpegSize()}).differentiable
+    assert not ClassifierReward(classifiers={"size": jpeg_classes(PAPER, 5.0)}).differentiable
 
 
 @pytest.mark.parametrize(
@@ -69,12 +75,16 @@ def test_a_sum_with_an_encoder_in_it_has_no_gradient() -> None:
         ({"edges": [-60, -85]}, "must ascend"),
         ({"edges": []}, "must ascend"),
         ({"std": 0.0}, "must be > 0"),
-        ({"quality": 100}, "must be 1 to 95"),
     ],
 )
 def test_settings_are_refused(settings: dict, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        JpegSize(**settings)
+        Graded(measure=Compressibility(), **{"edges": PAPER, "std": 5.0, **settings})
+
+
+def test_a_quality_that_encoders_do_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be 1 to 95"):
+        Compressibility(quality=100)
 
 
 def test_vectors_are_no_images() -> None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -27,12 +25,18 @@ DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType(
 )
 
 
+def as_float(x: Tensor) -> Tensor:
+    """Examples as networks take them: float32 in [-1, 1], pixels / 127.5 - 1."""
+    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OfflineDataset:
     """Labelled examples with named, disjoint splits, on the CPU.
 
     Attributes:
-        x: Examples, float32 [N, *shape], every value in [-1, 1].
+        x: Examples [N, *shape]: float32 with every value in [-1, 1], or uint8 pixels, a quarter of
+            the memory, which `as_float` turns into such values.
         labels: Class indices, int64 [N], each in [0, num_labels).
         num_labels: Number of classes.
         splits: For each split its row numbers, int64 [n], n >= 1. No row is in two splits.
@@ -77,7 +81,7 @@ class OfflineDataset:
             name: One of the keys of `splits`.
 
         Returns:
-            x float32 [n, *shape] and labels int64 [n].
+            x [n, *shape], as it is kept (see `as_float`), and labels int64 [n].
 
         Raises:
             ConfigError: If there is no such split.
@@ -89,7 +93,7 @@ class OfflineDataset:
 
     def _check_examples(self) -> None:
         x, labels = self.x, self.labels
-        if x.dtype != torch.float32 or x.dim() < 2 or len(x) == 0:
+        if x.dtype not in (torch.float32, torch.uint8) or x.dim() < 2 or len(x) == 0:
             raise ConfigError(
                 f"x is {x.dtype} of shape {list(x.shape)}, but must be a non-empty torch.float32 "
                 "[N, *shape]: convert it with x.float(), examples on the first axis"
@@ -99,9 +103,9 @@ class OfflineDataset:
                 f"labels are {labels.dtype} of shape {list(labels.shape)}, but must be "
                 f"torch.int64 [{len(x)}]: give one class index per row of x"
             )
-        if not torch.isfinite(x).all():
+        if x.dtype == torch.float32 and not torch.isfinite(x).all():
             raise ConfigError("x holds NaN or infinite values: remove or repair those examples")
-        if x.abs().max() > 1:
+        if x.dtype == torch.float32 and x.abs().max() > 1:
             raise ConfigError(
                 f"x lies in [{x.min():g}, {x.max():g}], but must lie in [-1, 1]: rescale it, for "
                 "instance x / 127.5 - 1 for 8-bit images"
@@ -136,92 +140,20 @@ class OfflineDataset:
                 owners[row] = name
 
 
-def digits_dataset(
-    *, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
+def stratified_dataset(
+    x: Tensor, labels: Tensor, fractions: Mapping[str, float], seed: int
 ) -> OfflineDataset:
-    """The 1797 handwritten digits of scikit-learn, as 8x8 images (it needs no download).
+    """Gives every row to one split, each split with the label frequencies of the whole.
 
     Args:
+        x: Examples, as `OfflineDataset` has them.
+        labels: Class indices, int64 [N].
         fractions: Share of each split; the shares add up to 1.
-        seed: Seed of the stratified splits.
-
-    Returns:
-        A dataset with x float32 [1797, 1, 8, 8] and 10 labels.
+        seed: Seed of the splits.
 
     Raises:
         ConfigError: If the fractions cannot be met.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    # The pixels are ink counts from 0 to 16 (UCI "Optical Recognition of Handwritten Digits").
-    x = torch.from_numpy(digits.images[:, None] / 8 - 1).float()
-    return _stratified_dataset(x, torch.from_numpy(digits.target).long(), fractions, seed)
-
-
-def array_dataset(
-    *, path: str | Path, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
-) -> OfflineDataset:
-    """Your own data: an .npz file with arrays `x` and `y`, as `numpy.savez` writes them.
-
-    Args:
-        path: The file. `x` is floating point [N, *shape] in [-1, 1]; `y` is integer [N], and its
-            values are 0 to K - 1, each used at least once.
-        fractions: Share of each split; the shares add up to 1.
-        seed: Seed of the stratified splits.
-
-    Returns:
-        A dataset with K labels; x is converted to float32 and y to int64.
-
-    Raises:
-        ConfigError: If the file is missing, unreadable or does not hold such arrays, or if the
-            fractions cannot be met.
-    """
-    x, y = _read_arrays(Path(path).expanduser())
-    if x.dtype.kind != "f" or x.ndim < 2 or len(x) == 0:
-        raise ConfigError(
-            f"x in {path} is {x.dtype} of shape {list(x.shape)}, but must be non-empty floating "
-            "point [N, *shape]: convert it, for instance x.astype('float32') / 127.5 - 1"
-        )
-    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
-        raise ConfigError(
-            f"y in {path} is {y.dtype} of shape {list(y.shape)}, but must be integer "
-            f"[{len(x)}], one label per row of x: convert it with y.astype('int64').reshape(-1)"
-        )
-    used = np.unique(y)
-    if not np.array_equal(used, np.arange(len(used))):
-        raise ConfigError(
-            f"y in {path} uses {len(used)} labels between {used[0]} and {used[-1]}, but must use "
-            "every one of 0 to K - 1: renumber with np.unique(y, return_inverse=True)[1]"
-        )
-    examples = torch.from_numpy(x.astype(np.float32))
-    return _stratified_dataset(examples, torch.from_numpy(y.astype(np.int64)), fractions, seed)
-
-
-def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise ConfigError(f"no file at {path.absolute()}: give the path of an .npz file")
-    try:
-        # A pickle runs code when it is read, so a file from elsewhere must not hold one.
-        archive = np.load(path, allow_pickle=False)
-        names = getattr(archive, "files", ["one array without a name"])
-        if not {"x", "y"} <= set(names):
-            raise ConfigError(
-                f"{path} holds {', '.join(names)}: write it with np.savez(path, x=x, y=y)"
-            )
-        with archive:
-            return archive["x"], archive["y"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            f"{path} is not a readable .npz file of plain arrays ({error}): "
-            "write it with np.savez(path, x=x, y=y)"
-        ) from error
-
-
-def _stratified_dataset(
-    x: Tensor, labels: Tensor, fractions: Mapping[str, float], seed: int
-) -> OfflineDataset:
-    """Gives every row to one split, each split with the label frequencies of the whole."""
     from sklearn.model_selection import train_test_split
 
     if min(fractions.values(), default=0) <= 0 or not math.isclose(sum(fractions.values()), 1):

@@ -1,0 +1,92 @@
+"""Flow matching with noise in every step."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.kernels.kernel import TransitionKernel
+from ctrl_rl.schedules import FLOW, SHIFT, UNIFORM
+
+
+def flow_sde_kernel(
+    *, scheduler_config: Mapping[str, Any], num_steps: int, noise_level: float = 0.7
+) -> TransitionKernel:
+    """The stochastic form of a flow-matching sampler (Liu et al., "Flow-GRPO", 2025, eq. 9).
+
+    With the noise level s falling from 1 to 0, d and e the network's clean latent and noise, the
+    sampler dx = (e - d) ds of the pretrained model has the same marginals as
+
+        dx = [(e - d) + g(s)^2 / (2 s) e] ds + g(s) dW,      g(s) = noise_level sqrt(s / (1 - s)),
+
+    of which this is one Euler step per noise level of the scheduler. At s = 1, where g is infinite,
+    it is taken at the next level, as the paper's code does. The last step, to s = 0, is made
+    without noise and is the read-out.
+
+    Args:
+        scheduler_config: config of `FlowMatchEulerDiscreteScheduler`: its levels and shifts.
+        num_steps: K, stochastic steps.
+        noise_level: > 0, in units of the schedule; 0.7 is the paper's.
+
+    Raises:
+        ConfigError: the prior is no flow-matching model, K or noise_level out of range.
+    """
+    if scheduler_config.get("prediction_type") != FLOW:
+        raise ConfigError(
+            "kernel=flow_sde needs a flow-matching prior, such as Stable Diffusion 3 or Flux; use "
+            "kernel=ddim or ddpm for a diffusion model"
+        )
+    if not noise_level > 0:
+        raise ConfigError(
+            f"kernel.noise_level={noise_level} makes the steps deterministic, so actions have no "
+            "density and no KL; use a number > 0"
+        )
+    if num_steps < 1:
+        raise ConfigError(f"kernel.num_steps={num_steps} must be 1 or more")
+    scheduler = flow_scheduler(scheduler_config, num_steps + 1)
+    sigma = scheduler.sigmas.double()
+    noise_weight, scale = flow_sde_tables(sigma, noise_level)
+    return TransitionKernel(
+        timesteps=scheduler.timesteps,
+        signal=1 - sigma[:-1],
+        noise=sigma[:-1],
+        denoised_weight=1 - sigma[1:],
+        sample_weight=torch.zeros_like(scale),
+        noise_weight=noise_weight,
+        scale=scale,
+    )
+
+
+def flow_sde_tables(sigma: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
+    """What every step takes of the estimated noise, and the standard deviation of what it adds.
+
+    Args:
+        sigma: [S + 1] noise levels, falling to 0.
+        noise_level: > 0.
+
+    Returns:
+        Two [S]; the mean of the next latent is the clean estimate times 1 - sigma[k + 1], and e
+        times the first.
+    """
+    before, after = sigma[:-1], sigma[1:]
+    step = before - after
+    rate = noise_level**2 * before / (1 - torch.where(before == 1, after, before))  # g^2
+    noise_weight = after - step * rate / (2 * before)
+    scale = (rate * step).sqrt()
+    noise_weight[-1] = scale[-1] = 0.0
+    return noise_weight, scale
+
+
+def flow_scheduler(config: Mapping[str, Any], num_steps: int) -> Any:
+    """A `FlowMatchEulerDiscreteScheduler` with its timesteps set as its pipeline's call does."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    known = inspect.signature(FlowMatchEulerDiscreteScheduler).parameters
+    own = {key: value for key, value in config.items() if key in known}
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(own)
+    sigmas = torch.linspace(1, 1 / num_steps, num_steps).tolist() if config.get(UNIFORM) else None
+    scheduler.set_timesteps(num_steps, sigmas=sigmas, mu=config.get(SHIFT))
+    return scheduler

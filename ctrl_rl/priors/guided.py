@@ -1,0 +1,209 @@
+"""What text-to-image networks share: encoded prompts, guidance, the decoder, the size."""
+
+import inspect
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.nets import FixedPrecision
+from ctrl_rl.priors.prior import Prompts
+
+
+class GuidedNetwork(nn.Module, ABC):
+    """A pipeline's network that takes a prompt's place and a ready control embedding.
+
+    The texts were encoded once and stand in a table, so no text encoder stays in memory. With
+    classifier-free guidance (Ho, Salimans 2022, arXiv 2207.12598) the prediction is
+
+        none + guidance_scale (asked - none),
+
+    both in one call of twice the batch. The prior's law is then the guided one. The control
+    embedding enters the asked half alone, so that what it says is guided as the prompt is.
+
+    Args:
+        texts: [P + 1, L, D] encoded prompts; the last one is the negative prompt.
+        added: by name, [P + 1, E] of what else the network takes per prompt, or nothing.
+        guidance_scale: 1 for no guidance.
+    """
+
+    part: str  # what the pipeline calls the network
+    texts: Tensor
+
+    def __init__(
+        self, texts: Tensor, added: Mapping[str, Tensor], *, guidance_scale: float
+    ) -> None:
+        super().__init__()
+        self.guidance_scale, self.added = guidance_scale, tuple(added)
+        for name, table in {"texts": texts, **added}.items():
+            self.register_buffer(name, table, persistent=False)
+
+    @property
+    @abstractmethod
+    def embedding_features(self) -> int:
+        """Width of the control embedding."""
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """What the stock pipeline's call needs for the same guidance."""
+        return {"guidance_scale": self.guidance_scale}
+
+    def stock_name(self, name: str) -> str:
+        """A parameter's name in the stock network."""
+        return name
+
+    @abstractmethod
+    def predict(
+        self, x: Tensor, timestep: Tensor, embedding: Tensor, text: Tensor, added: dict[str, Tensor]
+    ) -> Tensor:
+        """Run the network without guidance.
+
+        Args:
+            x: [B, C, H, W] latents.
+            timestep: [B].
+            embedding: [B, E] control embedding, 0 for none.
+            text: [B, L, D].
+            added: by name, [B, E].
+        """
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor
+    ) -> Tensor:
+        """Predict [B, C, H, W] from a latent of the same shape, and prompts [B] in 0 .. P."""
+        nothing = x.new_zeros(len(x), self.embedding_features)
+        asked = nothing if embedding is None else embedding.to(x.dtype).expand_as(nothing)
+        if self.guidance_scale == 1:
+            return self._predict(x, timestep, asked, prompt)
+        none = torch.full_like(prompt, len(self.texts) - 1)
+        both = self._predict(
+            torch.cat([x, x]),
+            torch.cat([timestep, timestep]),
+            torch.cat([nothing, asked]),
+            torch.cat([none, prompt]),
+        )
+        unguided, guided = both.chunk(2)
+        return unguided + self.guidance_scale * (guided - unguided)
+
+    def _predict(self, x: Tensor, timestep: Tensor, embedding: Tensor, prompt: Tensor) -> Tensor:
+        added = {name: self.get_buffer(name)[prompt].to(x.dtype) for name in self.added}
+        return self.predict(x, timestep, embedding, self.texts[prompt].to(x.dtype), added)
+
+
+class LatentDecoder(FixedPrecision):
+    """Latents to images by a diffusers autoencoder, one image at a time to save memory.
+
+    Images are in [-1, 1] but for what the decoder overshoots: not clamped, as that stops gradients.
+
+    Args:
+        vae: an `AutoencoderKL`; its encoder is dropped.
+    """
+
+    vae: Any
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        vae.encoder = vae.quant_conv = None
+        vae.enable_slicing()
+        # In half precision SDXL's overflows, and the stock pipeline upcasts it as well.
+        self.vae = vae.float() if vae.dtype == torch.float16 else vae
+        config = vae.config
+        channels = (1, config.latent_channels, 1, 1)
+        mean = config.shift_factor or 0.0  # one for all channels, or one for each
+        means = getattr(config, "latents_mean", None) or [mean] * config.latent_channels
+        stds = getattr(config, "latents_std", None) or [1.0] * config.latent_channels
+        self.register_buffer("scale", torch.tensor(stds).reshape(channels) / config.scaling_factor)
+        self.register_buffer("shift", torch.tensor(means).reshape(channels))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Decode [B, C, H, W] to [B, 3, 8 H, 8 W] float32 (the factor is the autoencoder's)."""
+        latent = (latent * self.scale + self.shift).to(self.vae.dtype)
+        image: Tensor = self.vae.decode(latent, return_dict=False)[0]
+        return image.float()
+
+
+def encoded(
+    pipeline: Any, prompts: Prompts, negative_prompt: str, **given: Any
+) -> tuple[Tensor, ...]:
+    """The prompts and, as the last row, the negative one, encoded as the stock pipeline does.
+
+    Args:
+        pipeline: one with classifier-free guidance, whose `encode_prompt` gives what it asks for
+            and what it leads away from by turns.
+        prompts: the prior's conditions.
+        negative_prompt: the text of the last row.
+        **given: more arguments of `encode_prompt`.
+
+    Returns:
+        Texts [P + 1, L, D] and, where the pipeline has them, pooled texts [P + 1, E].
+    """
+    encode = partial(
+        pipeline.encode_prompt, device=torch.device("cpu"), num_images_per_prompt=1, **given
+    )
+    with torch.no_grad():
+        # One by one: all of them at once could fill the memory.
+        rows = [encode(text, do_classifier_free_guidance=False)[::2] for text in prompts.all]
+        # No negative prompt is not always the empty one: SDXL's base model has zeros for it.
+        both = encode(
+            prompts.all[0],
+            do_classifier_free_guidance=True,
+            negative_prompt=negative_prompt or None,
+        )
+        rows.append(both[1::2])
+    return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+
+
+def warn_of_long(tokenizer: Any, texts: Sequence[str], limit: int | None = None) -> None:
+    """Name the texts of which an encoder does not read all.
+
+    Args:
+        tokenizer: the encoder's.
+        texts: prompts.
+        limit: tokens that it reads; None for the tokenizer's own number.
+    """
+    limit = limit or tokenizer.model_max_length
+    for text in texts:
+        tokens = len(tokenizer(text, truncation=False, verbose=False).input_ids)
+        if tokens > limit:
+            warnings.warn(
+                f"the prompt '{text[:40]}…' has {tokens} tokens, and the text encoder reads the "
+                f"first {limit} of them",
+                stacklevel=4,
+            )
+
+
+def default_guidance(pipeline: Any) -> float:
+    """The guidance scale of the pipeline's call where it is given none."""
+    return float(inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default)
+
+
+def latent_size(
+    pipeline: Any, size: Sequence[int] | None, default: int | Sequence[int], patch: int = 1
+) -> tuple[int, int]:
+    """Height and width of a latent.
+
+    Args:
+        pipeline: says how many pixels a latent's pixel has.
+        size: height and width of the image, in pixels, > 0; None for the model's own.
+        default: the model's own height and width, or both in one, of the latent.
+        patch: latents' pixels that the network takes together, along each side.
+
+    Raises:
+        ConfigError: no multiples of what the model can draw.
+    """
+    if size is None:
+        height, width = (default, default) if isinstance(default, int) else default
+        return height, width
+    unit = pipeline.vae_scale_factor * patch
+    if any(side % unit for side in size):
+        raise ConfigError(
+            f"prior.size={list(size)} must be multiples of {unit} pixels with this model; null is "
+            "the model's own size"
+        )
+    return size[0] // pipeline.vae_scale_factor, size[1] // pipeline.vae_scale_factor
