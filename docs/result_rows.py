@@ -70,10 +70,12 @@ def families(ranked: Mapping[str, Rows], prior: float) -> str:
         family: sorted((agent for agent in members if agent in gaps), key=gaps.__getitem__)
         for family, members in FAMILIES.items()
     }
-    for family in sorted(filter(found.get, found), key=lambda family: gaps[found[family][0]]):
-        shown = ", ".join(f"`{agent}` {gaps[agent]:.2f}" for agent in found[family])
-        lines.append(f"| {family} | {shown} |")
-    return "\n".join([*lines, f"| nothing: the prior | {prior:.2f} |"])
+    rows = {f"| nothing: the prior | {prior:.2f} |": prior}
+    for family, members in found.items():
+        if members:
+            shown = ", ".join(f"`{agent}` {gaps[agent]:.2f}" for agent in members)
+            rows[f"| {family} | {shown} |"] = gaps[members[0]]
+    return "\n".join([*lines, *sorted(rows, key=rows.__getitem__)])
 
 
 def mean(rows: Rows, figure: str) -> float:
@@ -82,7 +84,10 @@ def mean(rows: Rows, figure: str) -> float:
 
 
 def interval(rows: Rows) -> str:
-    """Bootstrap interval of the gap over seeds, as in the report; a dash for a single seed."""
+    """Bootstrap interval of the gap over seeds, as in the report; a dash for a single seed.
+
+    Of three seeds or fewer it is the range.
+    """
     found = interquartile_interval([[float(row["gap_nats"]) for row in rows]])
     return f"[{found[0]:.2f}, {found[1]:.2f}]" if found else "–"
 
@@ -100,7 +105,7 @@ def sentence(task: str, agent: str, rows: Rows, place: str, report: str) -> str:
 
 def table(ranked: Mapping[str, Rows]) -> str:
     """All agents, the smallest gap first."""
-    columns = ("agent", "gap", "95 % interval", "held-out accuracy", "KL", "wall s")
+    columns = ("agent", "gap", "over seeds", "held-out accuracy", "KL", "wall s")
     lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
     for agent, rows in ranked.items():
         page = SHARED.get(agent, agent)
