@@ -1,5 +1,7 @@
 """What is asserted on one rollout before the first update, and of every reward after it."""
 
+from copy import deepcopy
+
 import torch
 from tensordict import TensorDict
 
@@ -43,7 +45,7 @@ def _first_episode(env: LatentEnv, learner: Learner, plan: RolloutPlan) -> Tenso
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"a first rollout of {env.batch_size[0]} episodes does not fit into the device's "
-            "memory; use a smaller trainer.batch_size, or agent.checkpointing=true if it has that"
+            "memory; use trainer.microbatch=auto, or agent.checkpointing=true if it has that"
         ) from error
     except RuntimeError as error:  # torch's kind for shapes that do not fit
         reason = " ".join(str(error).split())
@@ -58,6 +60,58 @@ def _first_episode(env: LatentEnv, learner: Learner, plan: RolloutPlan) -> Tenso
         raise InvariantError(f"{name} says that it is differentiable, and its result has no graph")
     check_reward(env, episode)
     return episode
+
+
+def fit_microbatch(env: LatentEnv, learner: Learner) -> int:
+    """Find by trial how many samples the networks can be given at once, and set it.
+
+    A trial is one whole update without its optimizer step, of all the agent's plans: with the whole
+    batch, then halves of it, until memory suffices. It leaves no trace.
+
+    Returns:
+        Samples at once.
+
+    Raises:
+        ConfigError: not even one sample fits.
+    """
+    rows: int = env.batch_size[0]
+    while True:
+        set_microbatch(env, learner, rows)
+        try:
+            _trial(env, learner)
+            return rows
+        except torch.OutOfMemoryError as error:
+            if rows == 1:
+                raise ConfigError(
+                    "an update of one sample at a time does not fit into the device's memory; use "
+                    "prior.dtype=bfloat16, a smaller prior.size or a smaller trainer.batch_size"
+                ) from error
+        if env.device.type == "cuda":
+            torch.cuda.empty_cache()  # of what the failed trial had
+        rows = -(-rows // 2)
+
+
+def set_microbatch(env: LatentEnv, learner: Learner, rows: int | None) -> None:
+    """Give the networks of prior, reward and policy so many samples at once at most."""
+    env.process.set_microbatch(rows)
+    for policy in (learner.policy, learner.result):
+        policy.set_microbatch(rows)
+
+
+def _trial(env: LatentEnv, learner: Learner) -> None:
+    process, policy, before = env.process, learner.policy, env.generator.get_state()
+    counted = (process.prior_calls, process.reward_calls, policy.calls)
+    agent = deepcopy(learner.agent)  # which may keep a state
+    try:
+        for plan in agent.plans.values():
+            episode = agent.prepare(rollout(env, policy, plan=plan))
+            for pieces in Replay(plan, env.generator).batches(episode, policy):
+                for piece in pieces:
+                    learner.backward(agent.loss(piece))
+    finally:
+        learner.optimizer.zero_grad(set_to_none=True)
+        process.prior_calls, process.reward_calls, policy.calls = counted
+        env.generator.set_state(before)
 
 
 def calls_per_update(env: LatentEnv, learner: Learner) -> dict[float, int]:

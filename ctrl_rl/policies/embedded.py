@@ -63,6 +63,10 @@ class EmbeddedPolicy(DenoisingPolicy):
             "embedding": list(self.embedding.parameters()),
         }
 
+    def set_microbatch(self, rows: int | None) -> None:
+        """Give the denoiser so many samples at once at most."""
+        self.denoiser.microbatch = rows
+
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute the denoiser's activations in the backward pass."""
         self.denoiser.checkpointing = enabled
