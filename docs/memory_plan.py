@@ -136,22 +136,32 @@ def sizes(dtype: torch.dtype) -> dict[str, float]:
     }
 
 
-def calls(agent: str, folder: Path) -> tuple[float, float]:
-    """Evaluations of prior and policy per episode of an update; latents kept per step of it."""
-    prior = diffusers_prior(path=str(folder), prompts=["a"])
+def learner_on(
+    agent: str, folder: Path, *, episodes: int, dtype: str = "float32", device: str = "cpu"
+) -> tuple[LatentEnv, Learner]:
+    """Env and learner of an agent with adapters on a pipeline's folder."""
+    prior = diffusers_prior(path=str(folder), prompts=["a"], dtype=dtype)
     process = DenoisingProcess(
         prior=prior,
         kernel=ddim_kernel(scheduler_config=prior.scheduler_config, num_steps=K),
         reward=FunctionReward(function=_level, controls={"level": 2}, differentiable=True),
-    )
+    ).to(device)
     config = compose("train", [f"agent={agent}"])
+    if "checkpointing" in config.agent:
+        config.agent.checkpointing = True
     built = build.build_agent(config, process)
     policy = LowRankPolicy(prior=prior, kernel=process.kernel, controls=process.controls)
-    learner = Learner(policy, built, build.build_trainer_config(config))
-    env = LatentEnv(process, num_envs=_FEW)
-    (plan,) = built.plans.values()
-    episode = rollout(env, policy, plan=plan)
-    latents = [value for value in episode.values(True, True) if value.shape[2:] == prior.shape]
+    learner = Learner(policy.to(device), built, build.build_trainer_config(config))
+    return LatentEnv(process, num_envs=episodes, device=device), learner
+
+
+def calls(agent: str, folder: Path) -> tuple[float, float]:
+    """Evaluations of prior and policy per episode of an update; latents kept per step of it."""
+    env, learner = learner_on(agent, folder, episodes=_FEW)
+    (plan,) = learner.agent.plans.values()
+    shape = env.process.shape
+    episode = rollout(env, learner.policy, plan=plan)
+    latents = [value for value in episode.values(True, True) if value.shape[2:] == shape]
     (number,) = calls_per_update(env, learner).values()
     return number / _FEW, float(len(latents))
 
