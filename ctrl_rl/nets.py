@@ -31,9 +31,10 @@ def in_parts(
     Args:
         function: of tensors with B rows, one result per row.
         *given: its arguments, [B, ...] or None.
-        rows: at most so many at a time; None for all at once. With a graph, parts are recomputed in
-            the backward pass, as they would fill the memory together otherwise.
-        recompute: do so with a single part as well.
+        rows: at most so many at a time; None for all at once. With a graph, what is given a number
+            here is recomputed in the backward pass, as all parts and all calls would fill the
+            memory together otherwise.
+        recompute: do so with all at once as well.
 
     Returns:
         What the function gives, [B, ...].
@@ -48,7 +49,7 @@ def in_parts(
 
     first = next(tensor for tensor in given if tensor is not None)
     if rows is None or len(first) <= rows:
-        return run(*given, recompute=recompute)
+        return run(*given, recompute=recompute or rows is not None)
     number = -(-len(first) // rows)
     split = [[None] * number if each is None else each.split(rows) for each in given]
     return torch.cat([run(*part, recompute=True) for part in zip(*split, strict=True)])

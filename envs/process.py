@@ -190,6 +190,15 @@ class DenoisingProcess(nn.Module):
         reward = in_parts(rewarded, sample, *control.values(), rows=rows, recompute=False)
         return self.guidance_strength * reward
 
+    def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
+        """Most probable label of each control, each [B]; None where the reward has none."""
+        parts = sample.split(self.prior.denoiser.microbatch or max(len(sample), 1))
+        found = [self.reward_model.predict(part) for part in parts]
+        known = [labels for labels in found if labels is not None]
+        if not known:
+            return None
+        return {name: torch.cat([labels[name] for labels in known]) for name in known[0]}
+
     def set_microbatch(self, rows: int | None) -> None:
         """Give prior, decoder and reward so many samples at once at most."""
         self.prior.denoiser.microbatch = rows

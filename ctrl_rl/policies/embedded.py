@@ -52,7 +52,9 @@ class EmbeddedPolicy(DenoisingPolicy):
     ) -> Tensor:
         """Mean of the kernel's step from the trained clean estimate."""
         del prior_loc
-        embedding, prompt = self.embedding(control), control.get(keys.PROMPT)
+        # Without any control it is one row for all.
+        embedding = self.embedding(control).expand(len(x), -1)
+        prompt = control.get(keys.PROMPT)
         denoised = self.denoiser(x, self.kernel.timesteps[step], embedding, prompt)
         return self.kernel.mean(x, denoised, step)
 

@@ -194,5 +194,5 @@ class Prior(nn.Module):
         denoiser = self.denoiser
         saving = denoiser.checkpointing or denoiser.microbatch is not None
         # One by one, so that the backward pass holds the activations of a single sample.
-        rows = 1 if saving and torch.is_grad_enabled() else None
+        rows = 1 if saving and torch.is_grad_enabled() else denoiser.microbatch
         return in_parts(self.decoder, latent, rows=rows, recompute=saving)

@@ -1,5 +1,7 @@
 """Large networks get a batch in parts: the same numbers, and memory for one part."""
 
+import re
+
 import pytest
 import torch
 from pipelines import MAKERS
@@ -29,6 +31,7 @@ def words(folder, agent):
         "ctrl": ["reward=clip", "reward.classifiers.text.texts=[a,b]"],
         "ppo": ["reward=jpeg", "reward.classifiers.size.edges=[-0.856]"],
     }
+    reward["pcl"] = reward["ppo"]
     common = ["env=digits", "prior=diffusers", f"prior.path={folder}", "prior.prompts=[cat,dog]"]
     common += ["kernel=ddim", f"kernel.num_steps={K}", "policy=low_rank", f"agent={agent}"]
     common += ["trainer.batch_size=6", "~evaluation.heldout.digit", "trainer.updates=2"]
@@ -86,12 +89,17 @@ def test_an_update_in_parts_is_the_update(agent, rows, folder, made):
     for parameter in learner.policy.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     episode, whole = gradients(env, learner)
-    seen = []
-    unet = env.process.prior.denoiser.network.unet
-    unet.register_forward_hook(lambda *call: seen.append(len(call[2][0])))
+    process = env.process
+    seen = {"network": [], "decoder": [], "reward": []}
+    process.prior.denoiser.network.unet.register_forward_hook(
+        lambda *call: seen["network"].append(len(call[2][0]))
+    )
+    process.prior.decoder.register_forward_hook(lambda *call: seen["decoder"].append(len(call[2])))
+    process.reward_model.register_forward_hook(lambda *call: seen["reward"].append(len(call[2])))
     set_microbatch(env, learner, rows)
     again, found = gradients(env, learner)
-    assert max(seen) == 2 * rows, "both halves of guidance"
+    assert max(seen["network"]) == 2 * rows, "both halves of guidance"
+    assert max(seen["reward"]) == rows and max(seen["decoder"]) == (1 if agent == "ctrl" else rows)
     torch.testing.assert_close(again[keys.LOC], episode[keys.LOC], rtol=1e-4, atol=1e-5)
     apart = torch.cat([(one - two).flatten() for one, two in zip(found, whole, strict=True)])
     assert apart.norm() < 1e-3 * torch.cat([each.flatten() for each in whole]).norm()
@@ -104,8 +112,8 @@ def test_policy_and_prior_are_cut_alike(folder, made):
         assert (rollout(env, learner.policy)[keys.LOG_RATIO] == 0).all()
 
 
-@pytest.mark.parametrize(("most", "expected"), [(12, 6), (7, 3), (2, 1)])
-@pytest.mark.parametrize("agent", ["ctrl", "ppo"])
+@pytest.mark.parametrize(("most", "expected"), [(12, None), (7, 3), (2, 1)])
+@pytest.mark.parametrize("agent", ["ctrl", "ppo", "pcl"])
 def test_the_microbatch_that_fits_is_found(agent, most, expected, folder, made):
     env, learner = parts(folder, agent, made)
     unet = env.process.prior.denoiser.network.unet
@@ -116,7 +124,9 @@ def test_the_microbatch_that_fits_is_found(agent, most, expected, folder, made):
 
     unet.register_forward_pre_hook(full, with_kwargs=True)
     before = env.generator.get_state()
+    state = {name: value.clone() for name, value in learner.agent.state_dict().items()}
     assert fit_microbatch(env, learner) == expected
+    assert all(torch.equal(learner.agent.state_dict()[n], value) for n, value in state.items())
     assert torch.equal(env.generator.get_state(), before)
     assert env.process.prior_calls == env.process.reward_calls == learner.policy.calls == 0
     assert all(parameter.grad is None for parameter in learner.policy.parameters())
@@ -148,6 +158,22 @@ def test_runs_keep_and_resume_with_their_microbatch(folder, tmp_path, capsys):
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
     loaded = load_run(tmp_path / "whole")
     assert loaded.prior.denoiser.microbatch == loaded.policy.denoiser.microbatch == 4
+
+
+def test_a_grid_keeps_the_number_that_was_found(folder, tmp_path, capsys, monkeypatch):
+    grid = ["agents=[ppo]", "tasks=[gaussian]", "seeds=[100]", "denoiser_calls=null"]
+    grid += ["overrides=['trainer.microbatch=auto','trainer.updates=1']"]
+    grid += [f"root={tmp_path / 'runs'}", f"out={tmp_path / 'report'}"]
+    assert main(["benchmark", *grid]) == 0
+    config = tmp_path / "runs" / "gaussian" / "ppo-s100" / "config.yaml"
+    for kept in ("null", "3"):  # as a device would have found it
+        text = re.sub(r"microbatch: .*", f"microbatch: {kept}", config.read_text())
+        config.write_text(text)
+        assert main(["benchmark", *grid]) == 0
+    config.write_text(re.sub(r" *microbatch: .*\n", "", config.read_text()))  # an older run
+    assert main(["benchmark", *[word.replace("auto", "null") for word in grid]]) == 0
+    assert main(["benchmark", *[word.replace("auto", "5") for word in grid]]) == 2
+    assert "was made with trainer.microbatch=None instead of 5" in capsys.readouterr().err
 
 
 def test_auto_is_null_where_memory_is_not_the_devices(tmp_path, capsys):
