@@ -173,7 +173,7 @@ def test_a_grid_keeps_the_number_that_was_found(folder, tmp_path, capsys, monkey
     config.write_text(re.sub(r" *microbatch: .*\n", "", config.read_text()))  # an older run
     assert main(["benchmark", *[word.replace("auto", "null") for word in grid]]) == 0
     assert main(["benchmark", *[word.replace("auto", "5") for word in grid]]) == 2
-    assert "was made with trainer.microbatch=None instead of 5" in capsys.readouterr().err
+    assert "was made with trainer.microbatch=(missing) instead of 5" in capsys.readouterr().err
 
 
 def test_auto_is_null_where_memory_is_not_the_devices(tmp_path, capsys):
