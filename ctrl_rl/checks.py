@@ -1,5 +1,8 @@
 """What is asserted on one rollout before the first update, and of every reward after it."""
 
+import gc
+from copy import deepcopy
+
 import torch
 from tensordict import TensorDict
 
@@ -40,17 +43,17 @@ def _first_episode(env: LatentEnv, learner: Learner, plan: RolloutPlan) -> Tenso
     process, policy = env.process, learner.policy
     try:
         episode = rollout(env, policy, plan=plan)
+        check_invariants(episode, plan)
+        if plan.recomputes:
+            check_refresh(policy, episode)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"a first rollout of {env.batch_size[0]} episodes does not fit into the device's "
-            "memory; use a smaller trainer.batch_size, or agent.checkpointing=true if it has that"
+            "memory; use trainer.microbatch=auto, or a smaller number than it has"
         ) from error
     except RuntimeError as error:  # torch's kind for shapes that do not fit
         reason = " ".join(str(error).split())
         raise ConfigError(f"prior, policy and reward do not fit each other: {reason}") from error
-    check_invariants(episode, plan)
-    if plan.recomputes:
-        check_refresh(policy, episode)
     reward = episode[keys.BRANCH_REWARD] if plan.branches else episode_reward(episode)
     needed = plan.gradients == "pathwise" and learner.agent.needs_reward_gradient
     if needed and not reward.requires_grad:
@@ -58,6 +61,71 @@ def _first_episode(env: LatentEnv, learner: Learner, plan: RolloutPlan) -> Tenso
         raise InvariantError(f"{name} says that it is differentiable, and its result has no graph")
     check_reward(env, episode)
     return episode
+
+
+def fit_microbatch(env: LatentEnv, learner: Learner) -> int | None:
+    """Find by trial how many samples the networks can be given at once, and set it.
+
+    A trial is one whole update of all the agent's plans, with room for the optimizer's moments in
+    the place of its step: with all samples at once, then in parts of a batch, of halves of it and
+    so on, until memory suffices. It leaves no trace. What else goes wrong in it is `check_start`'s
+    to report.
+
+    Returns:
+        Samples at once; None for all, without recomputing anything.
+
+    Raises:
+        ConfigError: not even one sample fits.
+    """
+    rows: int | None = None
+    while True:
+        set_microbatch(env, learner, rows)
+        try:
+            _trial(env, learner)
+            return rows
+        except (RuntimeError, KeyError) as error:
+            if not _is_full(error):
+                return rows
+            if rows == 1:
+                raise ConfigError(
+                    "an update of one sample at a time does not fit into the device's memory; use "
+                    "prior.dtype=float16, a smaller prior.size or a smaller trainer.batch_size"
+                ) from error
+        gc.collect()  # of what the failed trial had
+        if env.device.type == "cuda":
+            torch.cuda.empty_cache()
+        rows = env.batch_size[0] if rows is None else -(-rows // 2)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether an error says that memory is full; torch's libraries have a kind of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+
+
+def set_microbatch(env: LatentEnv, learner: Learner, rows: int | None) -> None:
+    """Give the networks of prior, reward and policy so many samples at once at most."""
+    env.process.set_microbatch(rows)
+    for policy in (learner.policy, learner.result):
+        policy.set_microbatch(rows)
+
+
+def _trial(env: LatentEnv, learner: Learner) -> None:
+    process, policy, before = env.process, learner.policy, env.generator.get_state()
+    counted = (process.prior_calls, process.reward_calls, policy.calls)
+    agent = deepcopy(learner.agent)  # which may keep a state
+    groups = learner.optimizer.param_groups
+    moments = [torch.empty_like(p) for group in groups for p in group["params"] for _ in range(2)]
+    try:
+        for plan in agent.plans.values():
+            episode = agent.prepare(rollout(env, policy, plan=plan))
+            for pieces in Replay(plan, env.generator).batches(episode, policy):
+                for piece in pieces:
+                    learner.backward(agent.loss(piece))
+    finally:
+        del moments
+        learner.optimizer.zero_grad(set_to_none=True)
+        process.prior_calls, process.reward_calls, policy.calls = counted
+        env.generator.set_state(before)
 
 
 def calls_per_update(env: LatentEnv, learner: Learner) -> dict[float, int]:

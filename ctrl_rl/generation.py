@@ -141,7 +141,7 @@ def _drawn(env: LatentEnv) -> tuple[list[Tensor], list[list[str]]]:
     process = env.process
     episode = rollout(env, PriorPolicy(process.kernel))
     samples = episode[keys.SAMPLE][:, -1]
-    predicted = process.reward_model.predict(samples)
+    predicted = process.predict(samples)
     assert predicted is not None  # checked before
     columns = [predicted[name].tolist() for name in process.controls]
     prompts = process.prior.prompts

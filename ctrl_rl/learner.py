@@ -23,6 +23,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+AUTO = "auto"  # the microbatch that fits is found by trial
 _ADVICE = "try a lower trainer.learning_rate"
 
 
@@ -37,6 +38,7 @@ class TrainerConfig:
     updates: int = 300
     denoiser_calls: int | None = None
     batch_size: int = 64
+    microbatch: int | str | None = None
     learning_rate: dict[str, float] = field(default_factory=lambda: {"network": 1e-3})
     schedule: str = "cosine"
     warmup: int = 0
@@ -54,6 +56,11 @@ class TrainerConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} must be 1 or more")
+        wrong = isinstance(self.microbatch, str) and self.microbatch != AUTO
+        if wrong or (isinstance(self.microbatch, int) and self.microbatch < 1):
+            raise ConfigError(
+                f"trainer.microbatch={self.microbatch} must be 1 or more, {AUTO} or null"
+            )
         if self.denoiser_calls is not None and self.denoiser_calls < 1:
             raise ConfigError(f"trainer.denoiser_calls={self.denoiser_calls} must be 1 or more")
         for name in ("warmup", "weight_decay"):

@@ -11,11 +11,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl import build
-from ctrl_rl.checks import calls_per_update, check_start
+from ctrl_rl.checks import calls_per_update, check_start, fit_microbatch, set_microbatch
 from ctrl_rl.evaluation.evaluate import Evaluation, evaluate, prior_log_z
 from ctrl_rl.evaluation.pictures import draw_samples
 from ctrl_rl.interrupts import Interrupted
-from ctrl_rl.learner import Learner
+from ctrl_rl.learner import AUTO, Learner
 from ctrl_rl.progress import bar, say, show_summary
 from ctrl_rl.runs import Checkpoint, Run
 from ctrl_rl.trainer import Trainer
@@ -58,6 +58,15 @@ def train_and_evaluate(
     learner = Learner(build.build_policy(config, process), agent, settings)
     heldout = build.build_heldout(config, process)
     env = build.build_env(config, process)
+    rows = settings.microbatch
+    if rows == AUTO:
+        # Only an accelerator says that its memory is full.
+        rows = fit_microbatch(env, learner) if env.device.type == "cuda" else None
+        config.trainer.microbatch = rows  # kept in the run: the bits of a run depend on it
+        if not quiet:
+            say(f"trainer.microbatch=auto is {rows or 'null: all at once on this device'}")
+    assert rows is None or isinstance(rows, int)
+    set_microbatch(env, learner, rows)
     if checkpoint is None:
         check_start(env, learner)
     if settings.denoiser_calls is not None:

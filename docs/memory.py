@@ -43,7 +43,8 @@ class SavedBytes:
     """Counts what autograd has saved, every storage once, without `parameters`."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
-        self.left_out = {p.untyped_storage().data_ptr() for p in parameters}
+        # By the storage's own address, which differs on the meta device too.
+        self.left_out = {p.untyped_storage()._cdata for p in parameters}
         self.holders: dict[int, int] = {}  # storage: how many saved tensors share it
         self.now = self.peak = 0
 
@@ -51,7 +52,7 @@ class SavedBytes:
         """Called by autograd with every tensor that it saves."""
         saved = _Saved(tensor.detach())  # an output of its own node would keep the graph alive
         storage = tensor.untyped_storage()
-        where, size = storage.data_ptr(), storage.nbytes()
+        where, size = storage._cdata, storage.nbytes()
         if where not in self.left_out:
             self.holders[where] = self.holders.get(where, 0) + 1
             if self.holders[where] == 1:

@@ -23,6 +23,7 @@ from ctrl_rl.envs.control_laws import BalancedLaw, ControlLaw
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.labels import checked_labels
+from ctrl_rl.nets import in_parts
 from ctrl_rl.priors import Prior
 from ctrl_rl.rewards import Reward
 
@@ -180,7 +181,27 @@ class DenoisingProcess(nn.Module):
     def reward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Reward times guidance strength: [B] nats."""
         self.reward_calls += len(sample)
-        return self.guidance_strength * self.reward_model(sample, control)
+
+        def rewarded(sample: Tensor, *labels: Tensor) -> Tensor:
+            reward: Tensor = self.reward_model(sample, dict(zip(control, labels, strict=True)))
+            return reward
+
+        rows = self.prior.denoiser.microbatch
+        reward = in_parts(rewarded, sample, *control.values(), rows=rows, recompute=False)
+        return self.guidance_strength * reward
+
+    def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
+        """Most probable label of each control, each [B]; None where the reward has none."""
+        parts = sample.split(self.prior.denoiser.microbatch or max(len(sample), 1))
+        found = [self.reward_model.predict(part) for part in parts]
+        known = [labels for labels in found if labels is not None]
+        if not known:
+            return None
+        return {name: torch.cat([labels[name] for labels in known]) for name in known[0]}
+
+    def set_microbatch(self, rows: int | None) -> None:
+        """Give prior, decoder and reward so many samples at once at most."""
+        self.prior.denoiser.microbatch = rows
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute the prior's activations in the backward pass."""

@@ -19,9 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from ctrl_rl.composition import one_line, saved
 from ctrl_rl.errors import CtrlError, RunError
 from ctrl_rl.interrupts import Interrupted
+from ctrl_rl.learner import AUTO
 from ctrl_rl.runs import Run
 from ctrl_rl.training import train_and_evaluate
 
+_MICROBATCH = "trainer.microbatch"
 State = Literal["new", "interrupted", "failed", "finished"]
 
 
@@ -52,8 +54,10 @@ def difference(folder: Path, asked: DictConfig) -> str | None:
     except RunError as error:
         return str(error)
     wants = _settings(asked)
+    if wants.get(_MICROBATCH) == AUTO:
+        has[_MICROBATCH] = AUTO  # the run keeps the number that was found
     for key in sorted(has.keys() | wants.keys()):
-        if key not in has or key not in wants or has[key] != wants[key]:
+        if has.get(key) != wants.get(key):  # a setting that is newer than the run is null in it
             return f"{key}={has.get(key, '(missing)')} instead of {wants.get(key, '(missing)')}"
     return None
 
@@ -75,6 +79,7 @@ def run_cell(folder: Path, asked: DictConfig) -> str:
     try:
         if state == "interrupted":
             run = Run.open(folder)
+            asked.trainer.microbatch = saved(run.config_file).trainer.get("microbatch")
             run = train_and_evaluate(asked, run, run.load(), quiet=True)
         else:
             _clear(folder)

@@ -129,7 +129,8 @@ def evaluate(
     """
     with torch.no_grad():
         conditions = process.conditions
-        judge = Judge(process.reward_model, dict(heldout or {}), process.controls)
+        at_once = process.prior.denoiser.microbatch
+        judge = Judge(process.predict, dict(heldout or {}), process.controls, at_once)
         generator = torch.Generator(device=process.kernel.scale.device).manual_seed(plan.seed)
         report(0, len(conditions))
         gaps: list[GapReport] = []

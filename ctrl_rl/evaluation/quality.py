@@ -1,14 +1,14 @@
 """How good samples are beside the gap: accuracy, macro F1, diversity."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctrl_rl.rewards import Reward
+from ctrl_rl.nets import in_parts
 from ctrl_rl.rewards.classifier import LabelModel
 
 _MOST_PAIRED = 512  # samples whose pairwise distances are averaged: 130,816 pairs
@@ -38,15 +38,21 @@ class Judge:
     joint classes.
 
     Args:
-        reward: the reward; its `predict` may give None.
+        predict: most probable labels by the reward's own classifiers, or None.
         heldout: held-out classifiers; used where there is one for every control.
         controls: number of labels of each control.
+        rows: samples that classifiers are given at once; None for all.
     """
 
     def __init__(
-        self, reward: Reward, heldout: Mapping[str, LabelModel], controls: Mapping[str, int]
+        self,
+        predict: Callable[[Tensor], dict[str, Tensor] | None],
+        heldout: Mapping[str, LabelModel],
+        controls: Mapping[str, int],
+        rows: int | None = None,
     ) -> None:
-        self.reward, self.heldout, self.controls = reward, heldout, controls
+        self.predict, self.heldout, self.controls = predict, heldout, controls
+        self.rows = rows
         self.num_classes = math.prod(controls.values())
 
     def __call__(self, sample: Tensor, condition: Mapping[str, int]) -> Quality:
@@ -55,14 +61,16 @@ class Judge:
         heldout = None
         if set(self.heldout) == set(self.controls):
             heldout = {
-                name: model.log_probabilities(sample).argmax(1)
+                name: in_parts(
+                    model.log_probabilities, sample, rows=self.rows, recompute=False
+                ).argmax(1)
                 for name, model in self.heldout.items()
             }
         joint = self._joint(asked)
         assert joint is not None
         return Quality(
             asked=joint,
-            predicted=self._joint(self.reward.predict(sample)),
+            predicted=self._joint(self.predict(sample)),
             heldout=self._joint(heldout),
             diversity=diversity(sample),
         )

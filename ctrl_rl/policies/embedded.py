@@ -52,7 +52,9 @@ class EmbeddedPolicy(DenoisingPolicy):
     ) -> Tensor:
         """Mean of the kernel's step from the trained clean estimate."""
         del prior_loc
-        embedding, prompt = self.embedding(control), control.get(keys.PROMPT)
+        # Without any control it is one row for all.
+        embedding = self.embedding(control).expand(len(x), -1)
+        prompt = control.get(keys.PROMPT)
         denoised = self.denoiser(x, self.kernel.timesteps[step], embedding, prompt)
         return self.kernel.mean(x, denoised, step)
 
@@ -62,6 +64,10 @@ class EmbeddedPolicy(DenoisingPolicy):
             "network": list(self.denoiser.parameters()),
             "embedding": list(self.embedding.parameters()),
         }
+
+    def set_microbatch(self, rows: int | None) -> None:
+        """Give the denoiser so many samples at once at most."""
+        self.denoiser.microbatch = rows
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute the denoiser's activations in the backward pass."""

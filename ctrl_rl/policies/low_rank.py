@@ -101,6 +101,7 @@ class AdaptedDenoiser(Denoiser):
         """Other adapters of the same values on the same network: a moving average needs no more."""
         copy = AdaptedDenoiser(self._denoiser[0], **self._settings)
         copy.load_state_dict(self.state_dict())
+        copy.checkpointing, copy.microbatch = self.checkpointing, self.microbatch
         memo[id(self)] = copy
         return copy
 

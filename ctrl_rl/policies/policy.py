@@ -52,6 +52,10 @@ class DenoisingPolicy(TensorDictModuleBase, ABC):  # type: ignore[misc]
         """Trainable parameters by name of their learning rate."""
         return {"network": [p for p in self.parameters() if p.requires_grad]}
 
+    def set_microbatch(self, rows: int | None) -> None:
+        """Give the policy's large network, where it has one, so many samples at once at most."""
+        del rows
+
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass where the policy has a large network."""
         del enabled  # nothing to recompute unless a subclass owns a denoiser

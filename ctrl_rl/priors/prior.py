@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.gaussian import expand_to
-from ctrl_rl.nets import FixedPrecision
+from ctrl_rl.nets import FixedPrecision, in_parts
 from ctrl_rl.schedules import FLOW, noise_levels
 
 
@@ -34,6 +33,8 @@ class Denoiser(FixedPrecision, ABC):
     Attributes:
         embedding_features: E, width of the control embedding that it accepts; 0 for none.
         checkpointing: recompute activations in the backward pass instead of keeping them.
+        microbatch: most samples that the network is given at once; None for all. Larger batches go
+            in parts, and with a graph their activations are recomputed part by part.
     """
 
     embedding_features: int = 0
@@ -41,6 +42,7 @@ class Denoiser(FixedPrecision, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.checkpointing = False
+        self.microbatch: int | None = None
 
     @abstractmethod
     def denoise(
@@ -66,11 +68,8 @@ class Denoiser(FixedPrecision, ABC):
         Returns:
             [B, *S] float32.
         """
-        if self.checkpointing and torch.is_grad_enabled():
-            output = checkpoint(self.denoise, x, timestep, embedding, prompt, use_reentrant=False)
-            assert isinstance(output, Tensor)
-            return output
-        return self.denoise(x, timestep, embedding, prompt)
+        given = (x, timestep, embedding, prompt)
+        return in_parts(self.denoise, *given, rows=self.microbatch, recompute=self.checkpointing)
 
 
 class NetworkDenoiser(Denoiser):
@@ -192,9 +191,8 @@ class Prior(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent [B, *S] to sample [B, *D]; recomputes activations where the denoiser does."""
-        if self.denoiser.checkpointing and torch.is_grad_enabled():
-            # One by one, so that the backward pass holds the activations of a single sample.
-            parts = [checkpoint(self.decoder, x, use_reentrant=False) for x in latent.split(1)]
-            return torch.cat([part for part in parts if isinstance(part, Tensor)])
-        decoded: Tensor = self.decoder(latent)
-        return decoded
+        denoiser = self.denoiser
+        saving = denoiser.checkpointing or denoiser.microbatch is not None
+        # One by one, so that the backward pass holds the activations of a single sample.
+        rows = 1 if saving and torch.is_grad_enabled() else denoiser.microbatch
+        return in_parts(self.decoder, latent, rows=rows, recompute=saving)
