@@ -25,9 +25,10 @@ _COLUMNS = {  # heading: (figure of summary.json, format)
 _LEGEND = """\
 Every figure is the interquartile mean over seeds; gap, KL and reward are in nats. The gap says how
 far the policy is from the exact conditional, and ranks the agents; its interval is a 95 % bootstrap
-interval over seeds, which of three seeds or fewer is their range. Cells that failed are in no average, which flatters an agent that has some.
-Wall seconds compare only where all cells ran on one machine under one load. Averages and intervals
-follow Agarwal et al. 2021, [arXiv 2108.13264](https://arxiv.org/abs/2108.13264)."""
+interval over seeds, which of three seeds or fewer is their range. Cells that failed are in no
+average, which flatters an agent that has some. Wall seconds compare only where all cells ran on one
+machine under one load. Averages and intervals follow Agarwal et al. 2021,
+[arXiv 2108.13264](https://arxiv.org/abs/2108.13264)."""
 
 Agents = Mapping[str, Sequence[Result]]
 
