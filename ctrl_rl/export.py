@@ -12,6 +12,7 @@ from ctrl_rl.errors import ConfigError
 from ctrl_rl.policies import LowRankPolicy
 from ctrl_rl.priors.guided import GuidedNetwork
 
+_OF_SCHEDULER = {"noise_level"}  # settings of kernels that their schedulers have too
 _SCHEDULERS = {  # by the choice of kernel
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
@@ -75,7 +76,7 @@ def export_run(run: LoadedRun, folder: Path) -> None:
         "dtype": config.prior.dtype,
         "part": network.part,
         "scheduler": _SCHEDULERS[config.choices.kernel],
-        "noise_level": config.kernel.get("noise_level"),  # of the flow's scheduler
+        "scheduler_settings": {key: config.kernel[key] for key in _OF_SCHEDULER & {*config.kernel}},
         "controls": run.env.process.controls,
         "read_out": kernel.has_read_out,
         "call": call,

@@ -11,9 +11,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from torch import Tensor
 
-from ctrl_rl.kernels.flow import flow_sde_tables
-
-_EULER = "UnitStartEulerAncestralScheduler"
+from ctrl_rl.kernels.flow import flow_sde_tables, flow_settings
 
 
 class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
@@ -50,8 +48,7 @@ class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
             **more: as for the stock scheduler.
         """
         own = config.get("noise_level", 0.7) if noise_level is None else noise_level
-        stock = {key: value for key, value in config.items() if key != "noise_level"}
-        made = super().from_config(stock, **more)
+        made = super().from_config(flow_settings(config), **more)
         scheduler = made[0] if isinstance(made, tuple) else made  # with what was not used
         scheduler.register_to_config(noise_level=own)
         return made
@@ -99,15 +96,17 @@ class UnitStartEulerAncestralScheduler(EulerAncestralDiscreteScheduler):
         return (self.sigmas.max() ** 2 + 1) ** 0.5
 
 
+_OURS = {kind.__name__: kind for kind in (FlowSDEScheduler, UnitStartEulerAncestralScheduler)}
+
+
 def scheduler_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
     """The scheduler whose steps are an exported run's kernel.
 
     Args:
-        settings: what control.json holds: `scheduler`, and `noise_level` of a flow's.
+        settings: what control.json holds: `scheduler`, its class, and `scheduler_settings`.
         config: of the base model's scheduler.
     """
-    if settings["noise_level"] is not None:
-        return FlowSDEScheduler.from_config(config, noise_level=settings["noise_level"])
     name = settings["scheduler"]
-    kind = UnitStartEulerAncestralScheduler if name == _EULER else getattr(diffusers, name)
-    return kind.from_config({"clip_sample": False, **config})  # as the run's prior has it
+    kind: Any = _OURS.get(name) or getattr(diffusers, name)
+    config = {"clip_sample": False, **config}  # as the run's prior has it
+    return kind.from_config(config, **settings["scheduler_settings"])

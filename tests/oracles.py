@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -262,3 +264,18 @@ def _best_shift(smoothed: Array, grid: Array, mean: Array, sigma: float) -> Arra
         refined = peak - (after - before) ** 2 / (8 * curvature)
         best[rows] = np.maximum(objective.max(axis=1), refined)
     return best
+
+
+def chain_marginal(kernel: Any, denoiser: Any) -> tuple[float, float]:
+    """Mean and variance of a one-dimensional chain from N(0, 1) with a Gaussian's denoiser.
+
+    Every step is affine with it, so that two points of the latent give each.
+    """
+    points = torch.tensor([[0.0], [1.0]])
+    mean, variance = 0.0, 1.0
+    for k, t in enumerate(kernel.timesteps):
+        at = kernel.mean(points, denoiser(points, t.expand(2)), torch.tensor([k, k]))
+        offset, slope = float(at[0]), float(at[1] - at[0])
+        mean = slope * mean + offset
+        variance = slope**2 * variance + float(kernel.scale[k]) ** 2
+    return mean, variance

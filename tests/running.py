@@ -1,6 +1,7 @@
 """Small runs for tests of the trainer, the run folder and the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 from ctrl_rl.cli import main
@@ -29,6 +30,12 @@ def contents(run: Path) -> dict[str, bytes]:
     newest = sorted((run / "checkpoints").iterdir())[-1]
     files = [run / "metrics.jsonl", newest / "policy.safetensors", newest / "training.safetensors"]
     return {file.name: file.read_bytes() for file in files} | {"at": newest.name.encode()}
+
+
+def interrupt(run: Path) -> None:
+    """Leave a finished run as if killed before its last checkpoint."""
+    shutil.rmtree(sorted((run / "checkpoints").iterdir())[-1])
+    (run / "summary.json").unlink()
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

@@ -84,9 +84,15 @@ def flow_scheduler(config: Mapping[str, Any], num_steps: int) -> Any:
     """A `FlowMatchEulerDiscreteScheduler` with its timesteps set as its pipeline's call does."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    known = inspect.signature(FlowMatchEulerDiscreteScheduler).parameters
-    own = {key: value for key, value in config.items() if key in known}
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(own)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(flow_settings(config))
     sigmas = torch.linspace(1, 1 / num_steps, num_steps).tolist() if config.get(UNIFORM) else None
     scheduler.set_timesteps(num_steps, sigmas=sigmas, mu=config.get(SHIFT))
     return scheduler
+
+
+def flow_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that diffusers' flow scheduler knows; it warns of anything else."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    known = inspect.signature(FlowMatchEulerDiscreteScheduler).parameters
+    return {key: value for key, value in config.items() if key in known}

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,36 @@ from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.nets import FixedPrecision
-from ctrl_rl.priors.prior import Prompts
+from ctrl_rl.priors.prior import NetworkDenoiser, Prior, Prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """What a text-to-image prior is asked to be.
+
+    Attributes:
+        prompts: the prior's conditions.
+        negative_prompt: what guidance leads away from, and what "no prompt" means.
+        guidance_scale: of classifier-free guidance; 1 for none, None for the pipeline's own.
+        size: height and width of images, in pixels, > 0; None for the model's own.
+    """
+
+    prompts: Prompts
+    negative_prompt: str
+    guidance_scale: float | None
+    size: Sequence[int] | None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that is encoded, the negative prompt last."""
+        return (*self.prompts.all, self.negative_prompt)
+
+    def guidance(self, pipeline: Any) -> float:
+        """The scale asked for, or that of the pipeline's call where it is given none."""
+        if self.guidance_scale is not None:
+            return self.guidance_scale
+        call = inspect.signature(type(pipeline).__call__)
+        return float(call.parameters["guidance_scale"].default)
 
 
 class GuidedNetwork(nn.Module, ABC):
@@ -128,16 +158,35 @@ class LatentDecoder(FixedPrecision):
         return image.float()
 
 
-def encoded(
-    pipeline: Any, prompts: Prompts, negative_prompt: str, **given: Any
-) -> tuple[Tensor, ...]:
+def guided_prior(
+    pipeline: Any,
+    network: GuidedNetwork,
+    config: Mapping[str, Any],
+    shape: tuple[int, int, int],
+    prompts: Prompts,
+) -> Prior:
+    """A pipeline's network with its decoder.
+
+    Args:
+        pipeline: gives the autoencoder.
+        network: the pipeline's, wrapped.
+        config: of its scheduler.
+        shape: of one latent.
+        prompts: the prior's conditions.
+    """
+    denoiser = NetworkDenoiser(network, config, embedding_features=network.embedding_features)
+    return Prior(
+        denoiser, config, shape=shape, decoder=LatentDecoder(pipeline.vae), prompts=prompts
+    )
+
+
+def encoded(pipeline: Any, settings: TextSettings, **given: Any) -> tuple[Tensor, ...]:
     """The prompts and, as the last row, the negative one, encoded as the stock pipeline does.
 
     Args:
         pipeline: one with classifier-free guidance, whose `encode_prompt` gives what it asks for
             and what it leads away from by turns.
-        prompts: the prior's conditions.
-        negative_prompt: the text of the last row.
+        settings: its texts are encoded.
         **given: more arguments of `encode_prompt`.
 
     Returns:
@@ -148,12 +197,13 @@ def encoded(
     )
     with torch.no_grad():
         # One by one: all of them at once could fill the memory.
-        rows = [encode(text, do_classifier_free_guidance=False)[::2] for text in prompts.all]
+        texts = settings.prompts.all
+        rows = [encode(text, do_classifier_free_guidance=False)[::2] for text in texts]
         # No negative prompt is not always the empty one: SDXL's base model has zeros for it.
         both = encode(
-            prompts.all[0],
+            texts[0],
             do_classifier_free_guidance=True,
-            negative_prompt=negative_prompt or None,
+            negative_prompt=settings.negative_prompt or None,
         )
         rows.append(both[1::2])
     return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
@@ -176,11 +226,6 @@ def warn_of_long(tokenizer: Any, texts: Sequence[str], limit: int | None = None)
                 f"first {limit} of them",
                 stacklevel=4,
             )
-
-
-def default_guidance(pipeline: Any) -> float:
-    """The guidance scale of the pipeline's call where it is given none."""
-    return float(inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default)
 
 
 def latent_size(

@@ -9,6 +9,7 @@ import torch
 from ctrl_rl.assets import resolve, unreachable
 from ctrl_rl.errors import ConfigError, check_choice
 from ctrl_rl.priors.diffusers_unet import diffusers_unet_prior
+from ctrl_rl.priors.guided import TextSettings
 from ctrl_rl.priors.prior import Prior, Prompts
 from ctrl_rl.priors.text_transformer import flux_prior, sd3_prior
 from ctrl_rl.priors.text_unet import text_unet_prior
@@ -82,14 +83,14 @@ def diffusers_prior(
         )
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ConfigError(f"prior.size={list(size)} must be [height, width], in pixels")
-    checked = _prompts(kind, prompts, evaluation_prompts)  # before anything large is read
-    return _TEXT[kind](
-        _load(kind, path, str(folder) if folder.is_dir() else path, dtype),
-        prompts=checked,
+    settings = TextSettings(  # before anything large is read
+        prompts=_prompts(kind, prompts, evaluation_prompts),
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
         size=size,
     )
+    source = str(folder) if folder.is_dir() else path
+    return _TEXT[kind](_load(kind, path, source, dtype), settings)
 
 
 def _prompts(

@@ -1,6 +1,7 @@
 """Text-conditional flow-matching transformers of diffusers (Stable Diffusion 3, Flux) as priors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,13 +10,13 @@ from torch import Tensor, nn
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.priors.guided import (
     GuidedNetwork,
-    LatentDecoder,
-    default_guidance,
+    TextSettings,
     encoded,
+    guided_prior,
     latent_size,
     warn_of_long,
 )
-from ctrl_rl.priors.prior import NetworkDenoiser, Prior, Prompts
+from ctrl_rl.priors.prior import Prior
 from ctrl_rl.schedules import FLOW, SHIFT, UNIFORM
 
 POOLED = "pooled_projections"
@@ -54,7 +55,7 @@ class TextTransformer(GuidedNetwork):
     Args:
         transformer: the network.
         texts: see `GuidedNetwork`.
-        added: the pooled texts.
+        pooled: [P + 1, E] pooled texts.
         guidance_scale: 1 for no guidance.
     """
 
@@ -62,14 +63,9 @@ class TextTransformer(GuidedNetwork):
     transformer: Any
 
     def __init__(
-        self,
-        transformer: Any,
-        texts: Tensor,
-        added: Mapping[str, Tensor],
-        *,
-        guidance_scale: float,
+        self, transformer: Any, texts: Tensor, pooled: Tensor, *, guidance_scale: float
     ) -> None:
-        super().__init__(texts, added, guidance_scale=guidance_scale)
+        super().__init__(texts, {POOLED: pooled}, guidance_scale=guidance_scale)
         transformer.time_text_embed = ControlledTimeEmbedding(transformer.time_text_embed)
         self.transformer = transformer
 
@@ -86,12 +82,28 @@ class TextTransformer(GuidedNetwork):
         self, x: Tensor, timestep: Tensor, embedding: Tensor, text: Tensor, added: dict[str, Tensor]
     ) -> Tensor:
         """Run the transformer."""
+        modulation = torch.cat([added[POOLED], embedding], dim=1)
+        return self.run(x, timestep, text, modulation)
+
+    def run(
+        self, x: Tensor, timestep: Tensor, text: Tensor, modulation: Tensor, **more: Any
+    ) -> Tensor:
+        """Call the stock network.
+
+        Args:
+            x: [B, C, H, W] latents.
+            timestep: [B].
+            text: [B, L, D].
+            modulation: [B, P + E] pooled texts, and the control's embedding behind them.
+            **more: for the stock network.
+        """
         output: Tensor = self.transformer(
             x,
             timestep=timestep,
             encoder_hidden_states=text,
-            pooled_projections=torch.cat([added[POOLED], embedding], dim=1),
+            pooled_projections=modulation,
             return_dict=False,
+            **more,
         )[0]
         return output
 
@@ -102,21 +114,13 @@ class PackedTransformer(TextTransformer):
     Args:
         transformer: the network.
         texts: see `GuidedNetwork`.
-        added: the pooled texts.
+        pooled: [P + 1, E] pooled texts.
         guidance_scale: of classifier-free guidance; 1 for none.
         embedded_guidance: what a guidance-distilled model is told; None for others.
     """
 
-    def __init__(
-        self,
-        transformer: Any,
-        texts: Tensor,
-        added: Mapping[str, Tensor],
-        *,
-        guidance_scale: float,
-        embedded_guidance: float | None,
-    ) -> None:
-        super().__init__(transformer, texts, added, guidance_scale=guidance_scale)
+    def __init__(self, *given: Any, embedded_guidance: float | None, **named: Any) -> None:
+        super().__init__(*given, **named)
         self.embedded_guidance = embedded_guidance
 
     @property
@@ -128,25 +132,25 @@ class PackedTransformer(TextTransformer):
             return {}
         return {"true_cfg_scale": self.guidance_scale, "negative_prompt": ""}
 
-    def predict(
-        self, x: Tensor, timestep: Tensor, embedding: Tensor, text: Tensor, added: dict[str, Tensor]
+    def run(
+        self, x: Tensor, timestep: Tensor, text: Tensor, modulation: Tensor, **more: Any
     ) -> Tensor:
-        """Run the transformer on patches."""
+        """Call the stock network on patches, with the places of patches and texts."""
         rows, columns = (side // _PATCH for side in x.shape[-2:])
         place = torch.zeros(rows, columns, 3, dtype=x.dtype, device=x.device)
         place[..., 1] += torch.arange(rows, device=x.device)[:, None]
         place[..., 2] += torch.arange(columns, device=x.device)
         told = self.embedded_guidance
-        output: Tensor = self.transformer(
+        output = super().run(
             packed(x),
-            timestep=timestep / 1000,  # which the network multiplies by 1000
+            timestep / 1000,  # which the network multiplies by 1000
+            text,
+            modulation,
             guidance=None if told is None else torch.full((len(x),), told, device=x.device),
-            encoder_hidden_states=text,
-            pooled_projections=torch.cat([added[POOLED], embedding], dim=1),
             txt_ids=place.new_zeros(text.shape[1], 3),
             img_ids=place.flatten(0, 1),
-            return_dict=False,
-        )[0]
+            **more,
+        )
         return _unpacked(output, rows)
 
 
@@ -161,87 +165,77 @@ def _unpacked(sequence: Tensor, rows: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
-def sd3_prior(
-    pipeline: Any,
-    *,
-    prompts: Prompts,
-    negative_prompt: str,
-    guidance_scale: float | None,
-    size: Sequence[int] | None,
-) -> Prior:
-    """A prior from a loaded `StableDiffusion3Pipeline`; arguments as of `text_unet_prior`.
+def sd3_prior(pipeline: Any, settings: TextSettings) -> Prior:
+    """A prior from a loaded `StableDiffusion3Pipeline`.
+
+    Args:
+        pipeline: its text encoders are used here and not kept.
+        settings: what it is asked to be.
 
     Raises:
         ConfigError: images larger than the model has positions for.
     """
-    transformer = pipeline.transformer
+    transformer, size = pipeline.transformer, settings.size
     patch = transformer.config.patch_size
     height, width = latent_size(pipeline, size, transformer.config.sample_size, patch)
     most = transformer.config.pos_embed_max_size * patch * pipeline.vae_scale_factor
     if size is not None and max(size) > most:
         raise ConfigError(f"prior.size={list(size)}: this model draws at most {most} pixels a side")
-    told = (*prompts.all, negative_prompt)
     if pipeline.tokenizer_3 is None:
-        warn_of_long(pipeline.tokenizer, told)
+        warn_of_long(pipeline.tokenizer, settings.texts)
     else:
-        warn_of_long(pipeline.tokenizer_3, told, _T5_TOKENS["sd3"])
-    texts, pooled = encoded(pipeline, prompts, negative_prompt, prompt_2=None, prompt_3=None)
-    if guidance_scale is None:
-        guidance_scale = default_guidance(pipeline)
-    network = TextTransformer(transformer, texts, {POOLED: pooled}, guidance_scale=guidance_scale)
+        warn_of_long(pipeline.tokenizer_3, settings.texts, _T5_TOKENS["sd3"])
+    texts, pooled = encoded(pipeline, settings, prompt_2=None, prompt_3=None)
+    scale = settings.guidance(pipeline)
+    network = TextTransformer(transformer, texts, pooled, guidance_scale=scale)
     config = _flow_config(pipeline.scheduler.config, (height // patch) * (width // patch))
-    return _prior(
-        pipeline, network, config, (transformer.config.in_channels, height, width), prompts
-    )
+    shape = (transformer.config.in_channels, height, width)
+    return guided_prior(pipeline, network, config, shape, settings.prompts)
 
 
-def flux_prior(
-    pipeline: Any,
-    *,
-    prompts: Prompts,
-    negative_prompt: str,
-    guidance_scale: float | None,
-    size: Sequence[int] | None,
-) -> Prior:
-    """A prior from a loaded `FluxPipeline`; arguments as of `text_unet_prior`.
+def flux_prior(pipeline: Any, settings: TextSettings) -> Prior:
+    """A prior from a loaded `FluxPipeline`.
 
     A guidance-distilled model is told the guidance scale and needs no second call; others have
     none where the scale is None.
 
+    Args:
+        pipeline: its text encoders are used here and not kept.
+        settings: what it is asked to be.
+
     Raises:
         ConfigError: a negative prompt for a guidance-distilled model, or without guidance.
     """
-    transformer = pipeline.transformer
+    transformer, negative = pipeline.transformer, settings.negative_prompt
     distilled = bool(transformer.config.guidance_embeds)
-    if distilled and negative_prompt:
+    if distilled and negative:
         raise ConfigError(
-            f"prior.negative_prompt='{negative_prompt}': this model is guidance-distilled and "
-            "takes none; leave it out"
+            f"prior.negative_prompt='{negative}': this model is guidance-distilled and takes none; "
+            "leave it out"
         )
-    own = default_guidance(pipeline) if distilled else 1.0
-    scale = own if guidance_scale is None else guidance_scale
-    if scale == 1 and negative_prompt:
+    scale = settings.guidance(pipeline) if distilled else settings.guidance_scale or 1.0
+    if scale == 1 and negative:
         raise ConfigError(
-            f"prior.negative_prompt='{negative_prompt}' does nothing without guidance, which this "
-            "model has none of by itself; leave it out, or give prior.guidance_scale above 1"
+            f"prior.negative_prompt='{negative}' does nothing without guidance, which this model "
+            "has none of by itself; leave it out, or give prior.guidance_scale above 1"
         )
-    height, width = latent_size(pipeline, size, pipeline.default_sample_size, _PATCH)
-    told = (*prompts.all, negative_prompt)
-    warn_of_long(pipeline.tokenizer_2, told, _T5_TOKENS["flux"])
+    height, width = latent_size(pipeline, settings.size, pipeline.default_sample_size, _PATCH)
+    warn_of_long(pipeline.tokenizer_2, settings.texts, _T5_TOKENS["flux"])
+    encode = partial(pipeline.encode_prompt, device=torch.device("cpu"))
     with torch.no_grad():
-        rows = [pipeline.encode_prompt(text, device=torch.device("cpu"))[:2] for text in told]
+        rows = [encode(text)[:2] for text in settings.texts]
     texts, pooled = (torch.cat(parts) for parts in zip(*rows, strict=True))
     network = PackedTransformer(
         transformer,
         texts,
-        {POOLED: pooled},
+        pooled,
         guidance_scale=1.0 if distilled else scale,
         embedded_guidance=scale if distilled else None,
     )
     tokens = (height // _PATCH) * (width // _PATCH)
     config = _flow_config(pipeline.scheduler.config, tokens) | {UNIFORM: True}
-    channels = transformer.config.in_channels // _PATCH**2
-    return _prior(pipeline, network, config, (channels, height, width), prompts)
+    shape = (transformer.config.in_channels // _PATCH**2, height, width)
+    return guided_prior(pipeline, network, config, shape, settings.prompts)
 
 
 def _flow_config(config: Mapping[str, Any], tokens: int) -> dict[str, Any]:
@@ -252,16 +246,3 @@ def _flow_config(config: Mapping[str, Any], tokens: int) -> dict[str, Any]:
         slope = (config["max_shift"] - config["base_shift"]) / (many - few)
         given[SHIFT] = config["base_shift"] + slope * (tokens - few)
     return given
-
-
-def _prior(
-    pipeline: Any,
-    network: TextTransformer,
-    config: dict[str, Any],
-    shape: tuple[int, int, int],
-    prompts: Prompts,
-) -> Prior:
-    denoiser = NetworkDenoiser(network, config, embedding_features=network.embedding_features)
-    return Prior(
-        denoiser, config, shape=shape, decoder=LatentDecoder(pipeline.vae), prompts=prompts
-    )

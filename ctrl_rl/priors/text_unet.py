@@ -1,6 +1,6 @@
 """Text-conditional latent UNets of diffusers (Stable Diffusion 1.x and 2.x, SDXL) as priors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.priors.guided import (
     GuidedNetwork,
-    LatentDecoder,
-    default_guidance,
+    TextSettings,
     encoded,
+    guided_prior,
     latent_size,
     warn_of_long,
 )
-from ctrl_rl.priors.prior import NetworkDenoiser, Prior, Prompts
+from ctrl_rl.priors.prior import Prior
 
 
 class TextUNet(GuidedNetwork):
@@ -59,22 +59,12 @@ class TextUNet(GuidedNetwork):
         return output
 
 
-def text_unet_prior(
-    pipeline: Any,
-    *,
-    prompts: Prompts,
-    negative_prompt: str,
-    guidance_scale: float | None,
-    size: Sequence[int] | None,
-) -> Prior:
+def text_unet_prior(pipeline: Any, settings: TextSettings) -> Prior:
     """A prior from a loaded `StableDiffusionPipeline` or `StableDiffusionXLPipeline`.
 
     Args:
         pipeline: its text encoders are used here and not kept.
-        prompts: the prior's conditions.
-        negative_prompt: what guidance leads away from, and what "no prompt" means.
-        guidance_scale: of classifier-free guidance; 1 for none, None for the pipeline's own.
-        size: height and width of images, in pixels; None for the model's own.
+        settings: what it is asked to be.
 
     Raises:
         ConfigError: the UNet has class labels already, or other input than output channels.
@@ -85,9 +75,9 @@ def text_unet_prior(
             f"prior.path holds a {type(pipeline).__name__} whose UNet takes class labels or more "
             "channels than it predicts (inpainting, edits); give a text-to-image model"
         )
-    height, width = latent_size(pipeline, size, unet.config.sample_size)
-    warn_of_long(pipeline.tokenizer, (*prompts.all, negative_prompt))
-    texts, *pooled = encoded(pipeline, prompts, negative_prompt)
+    height, width = latent_size(pipeline, settings.size, unet.config.sample_size)
+    warn_of_long(pipeline.tokenizer, settings.texts)
+    texts, *pooled = encoded(pipeline, settings)
     added = {}
     if pooled:
         # Size asked for, corner of the crop, size of the picture, in pixels (Podell et al., "SDXL",
@@ -95,16 +85,8 @@ def text_unet_prior(
         pixels = [pipeline.vae_scale_factor * side for side in (height, width)]
         time_ids = torch.tensor([[*pixels, 0, 0, *pixels]]).expand(len(texts), -1)
         added = {"text_embeds": pooled[0], "time_ids": time_ids.to(texts.dtype)}
-    if guidance_scale is None:
-        guidance_scale = default_guidance(pipeline)
-    network = TextUNet(unet, texts, added, guidance_scale=guidance_scale)
+    network = TextUNet(unet, texts, added, guidance_scale=settings.guidance(pipeline))
     # Schedulers of latent models leave it out or say False; the kernels' default is for pixels.
     config = {"clip_sample": False, **pipeline.scheduler.config}
-    denoiser = NetworkDenoiser(network, config, embedding_features=network.embedding_features)
-    return Prior(
-        denoiser,
-        config,
-        shape=(unet.config.in_channels, height, width),
-        decoder=LatentDecoder(pipeline.vae),
-        prompts=prompts,
-    )
+    shape = (unet.config.in_channels, height, width)
+    return guided_prior(pipeline, network, config, shape, settings.prompts)

@@ -30,7 +30,7 @@ SETTINGS = {
     ("mixture2d", "adjoint"): ["trainer.updates=1000"],
     ("mixture2d", "nabla_db"): ["trainer.updates=1200"],
 }
-MISSES = pytest.mark.xfail(reason="0.306 nats, see docs/exact.md", strict=True)
+MISSES = pytest.mark.xfail(reason="over 0.30 nats, see docs/exact.md", strict=True)
 # Slow agents of the mixture; the others run with every `make test`.
 SLOW = {
     *("alignprop", "nabla_db", "ppo_critic", "grpo", "dpok", "vargrad", "db", "subtb"),

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from oracles import chain_marginal
 from torch import Tensor
 
 from ctrl_rl.gaussian import expand_to
@@ -83,17 +84,12 @@ def test_chain_reaches_the_known_marginal(noise_level: float) -> None:
     mean, std = 0.8, 0.6
     config = {"prediction_type": FLOW, "shift": 3.0, "uniform_sigmas": True}
     denoiser = GaussianDenoiser(mean=[mean], std=std, scheduler_config=config)
-    points = torch.tensor([[0.0], [1.0]])
     errors = []
     for num_steps in (49, 99, 199):
         kernel = flow_sde_kernel(
             scheduler_config=config, num_steps=num_steps, noise_level=noise_level
         )
-        m, v = 0.0, 1.0  # every step is affine with this denoiser
-        for k, t in enumerate(kernel.timesteps):
-            at = kernel.mean(points, denoiser(points, t.expand(2)), torch.tensor([k, k]))
-            offset, slope = float(at[0]), float(at[1] - at[0])
-            m, v = slope * m + offset, slope**2 * v + float(kernel.scale[k]) ** 2
+        m, v = chain_marginal(kernel, denoiser)
         assert abs(m - mean) < 1e-5
         errors.append(abs(v - std**2))
     assert errors[-1] < 0.01

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler
+from oracles import chain_marginal
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
@@ -212,7 +213,6 @@ def test_chain_reaches_the_known_marginal_at_first_order(sampler: Config) -> Non
     config |= {"rescale_betas_zero_snr": True, **sampler}
     eta = config.pop("eta", None)
     denoiser = GaussianDenoiser(mean=[mean], std=std, scheduler_config=config)
-    points = torch.tensor([[0.0], [1.0]])
     errors = []
     for num_steps in (49, 99, 199):  # with the read-out, divisors of the 1000 timesteps
         kernel = (
@@ -220,11 +220,7 @@ def test_chain_reaches_the_known_marginal_at_first_order(sampler: Config) -> Non
             if eta is None
             else ddim_kernel(scheduler_config=config, num_steps=num_steps, eta=eta)
         )
-        m, v = 0.0, 1.0  # every step is affine with this denoiser
-        for k, t in enumerate(kernel.timesteps):
-            at = kernel.mean(points, denoiser(points, t.expand(2)), torch.tensor([k, k]))
-            offset, slope = float(at[0]), float(at[1] - at[0])
-            m, v = slope * m + offset, slope**2 * v + float(kernel.scale[k]) ** 2
+        m, v = chain_marginal(kernel, denoiser)
         assert abs(m - mean) < 1e-5
         errors.append(abs(v - std**2))
     assert errors[-1] < 0.025

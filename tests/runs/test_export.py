@@ -191,7 +191,7 @@ def test_controls_are_checked(exported):
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_ancestral_scheduler_starts_at_unit_variance(spacing):
     config = {"timestep_spacing": spacing, "beta_schedule": "scaled_linear", "skip_prk_steps": True}
-    settings = {"scheduler": "UnitStartEulerAncestralScheduler", "noise_level": None}
+    settings = {"scheduler": "UnitStartEulerAncestralScheduler", "scheduler_settings": {}}
     scheduler = scheduler_of(settings, config)
     scheduler.set_timesteps(7)
     start = scheduler.scale_model_input(scheduler.init_noise_sigma, scheduler.timesteps[0])
