@@ -178,6 +178,7 @@ class HTransform(Agent):
         action = rollout[keys.ACTION] + rollout[keys.LOC] - rollout[keys.BEHAVIOUR_LOC]
         total, log_share = _parts(self.followed(action, rollout[keys.STEP] + 1))
         condition = condition_number(self.controls, dict(rollout[keys.CONTROL].items()))
+        condition = condition.to(action.device).expand(rollout.shape)  # 0 without any control
         own = log_share.gather(-1, condition[..., None])[..., 0]
         values = self.log_scale + total + own
         loss = (rollout[keys.KL] - values).sum(1).mean()

@@ -107,7 +107,7 @@ class LoadedRun:
 
     def sample(
         self,
-        control: int | Tensor | Mapping[str, int | str | Tensor],
+        control: int | Tensor | Mapping[str, int | str | Tensor] | None = None,
         n: int = 16,
         seed: int = 0,
         strength: float = 1.0,
@@ -116,7 +116,8 @@ class LoadedRun:
 
         Args:
             control: a label, or labels by name of the control where there are several; under
-                "prompt" one of the prior's prompts, or its place among them.
+                "prompt" one of the prior's prompts, or its place among them. What is not given
+                asks for nothing.
             n: number of samples.
             seed: same seed, same samples.
             strength: drift relative to the trained policy's: 0 is the prior, 1 the policy.
@@ -133,10 +134,12 @@ class LoadedRun:
         if not 0 <= strength < math.inf:
             raise ConfigError(f"strength={strength} must be >= 0; 0 is the prior, 1 the policy")
         build.check_seed(seed)
+        control = {} if control is None else control
         if not isinstance(control, Mapping):
             if len(process.context) != 1:
                 names = ", ".join(process.context)
-                raise ConfigError(f"this run has the controls {names}; give labels by name")
+                has = f"the controls {names}; give labels by name" if names else "no control"
+                raise ConfigError(f"this run has {has}")
             control = {next(iter(process.context)): control}
         policy = self.policy if strength == 1.0 else StrengthPolicy(self.policy, strength)
         env = LatentEnv(process, num_envs=n, seed=seed, device=self.env.device)

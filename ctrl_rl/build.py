@@ -1,7 +1,9 @@
 """From config to objects: the only module that instantiates configs."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +18,7 @@ from ctrl_rl.composition import one_line
 from ctrl_rl.datasets import OfflineDataset
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.errors import ConfigError, CtrlError, did_you_mean
+from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.generation import GenerationPlan
 from ctrl_rl.learner import TrainerConfig
@@ -40,12 +42,15 @@ def _make(config: DictConfig, where: str, /, **arguments: Any) -> Any:
         built = instantiate(config, _convert_="all")
         return built(**arguments) if arguments else built
     except (InstantiationException, TypeError, ValueError, ImportError) as error:
+        nested = re.search(r"full_key: (\S+)\s*$", str(error))  # hydra's word for the node
+        place = nested[1] if nested else where
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
         if isinstance(cause, CtrlError):
-            raise cause from None
-        raise ConfigError(f"{where} cannot be built: {one_line(cause)}") from error
+            named = str(cause).startswith(f"{where}.")  # says by itself which setting it is
+            raise (cause if named else type(cause)(f"{place}: {cause}")) from None
+        raise ConfigError(f"{place} cannot be built: {one_line(cause)}") from error
 
 
 def _check_node(node: Any, where: str, given: Collection[str] = ()) -> None:
@@ -103,6 +108,21 @@ def set_threads(config: DictConfig) -> None:
     if config.threads < 1:
         raise ConfigError(f"threads={config.threads} must be 1 or more")
     torch.set_num_threads(config.threads)
+
+
+def build_compile_backend(config: DictConfig) -> str | None:
+    """The backend of `torch.compile` that networks are compiled with, or None."""
+    backend = config.get("compile")  # which older runs do not have
+    if backend is None:
+        return None
+    check_value(backend, str, "compile")
+    check_choice("compile", backend, torch.compiler.list_backends(exclude_tags=()))
+    if "isolate_recompiles" not in signature(torch.compile).parameters:
+        raise ConfigError(
+            f"compile={backend} needs torch 2.13 or newer, and this is {torch.__version__}; use "
+            "compile=null"
+        )
+    return str(backend)
 
 
 def build_process(config: DictConfig) -> DenoisingProcess:

@@ -37,7 +37,11 @@ _EXAMPLES = {
     "sample": """\
   ctrl-rl sample run=runs/demo control=3 n=64 seed=1
   ctrl-rl sample run=runs/demo control.digit=3 strength=1.5 out=pictures""",
-    "export": "  ctrl-rl export run=runs/sd out=exported",
+    "export": """\
+  ctrl-rl export run=runs/sd out=exported
+  ctrl-rl export run=runs/sd out=exported hub=me/sd-sizes private=true
+  ctrl-rl export run=runs/sd out=exported hub=me/sd-sizes base=owner/model
+hub= uploads it; base= is how others find a base model that is a folder here.""",
     "benchmark": """\
   ctrl-rl benchmark agents=[ctrl,reinforce] tasks=[gaussian] seeds=[100,101,102]
   ctrl-rl benchmark launcher=joblib +launcher_settings.n_jobs=4

@@ -10,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl import build, keys
 from ctrl_rl.api import LoadedRun, load_run
+from ctrl_rl.assets import resolve
+from ctrl_rl.checks import compile_networks
 from ctrl_rl.composition import saved
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.evaluation.pictures import draw_grid
@@ -84,11 +86,12 @@ def sample(words: list[str]) -> int:
     labels = labels or _whole("control", options.get("control"))
     assert n is not None and seed is not None
     loaded = _load(options, "sample run=runs/demo control=3")
-    if labels is None:
+    if labels is None and loaded.env.process.context:
         names = ", ".join(f"control.{name}=" for name in loaded.env.process.context)
         raise ConfigError(f"no control given; add control=LABEL, or {names}LABEL")
     samples = loaded.sample(labels, n=n, seed=seed, strength=strength)
-    asked = ",".join(word.removeprefix("control.") for word in rest) or options["control"]
+    asked = ",".join(word.removeprefix("control.") for word in rest)
+    asked = asked or options.get("control", "none")
     folder = Path(options.get("out", loaded.run.path))
     folder.mkdir(parents=True, exist_ok=True)
     safe = re.sub(r"[^\w=,.-]+", "_", asked)
@@ -104,18 +107,31 @@ def sample(words: list[str]) -> int:
 
 def export(words: list[str]) -> int:
     """Write a run's policy for diffusers."""
-    from ctrl_rl.export import export_run
+    from ctrl_rl.export import export_run, push
 
-    options, rest = _take(words, "run", "checkpoint", "out")
+    names = ("run", "out", "checkpoint", "base", "hub", "private")
+    options, rest = _take(words, *names)
     if rest:
         key = rest[0].partition("=")[0]
-        hint = did_you_mean(key, ("run", "out", "checkpoint"))
-        raise ConfigError(f"export does not take '{key}'; {hint}")
+        raise ConfigError(f"export does not take '{key}'; {did_you_mean(key, names)}")
     if "out" not in options:
         raise ConfigError("where to? for example: ctrl-rl export run=runs/sd out=exported")
+    private, hub, base = options.get("private", "false"), options.get("hub"), options.get("base")
+    if private not in ("true", "false"):
+        raise ConfigError(f"private={private} must be true or false")
+    if "private" in options and hub is None:
+        raise ConfigError("private= is for the hub; add hub=NAME, such as hub=me/sd-sizes")
     loaded = _load(options, "export run=runs/sd out=exported")
-    export_run(loaded, Path(options["out"]))
+    model = base or str(loaded.config.prior.get("path", ""))
+    if hub is not None and resolve(model).is_dir():
+        raise ConfigError(
+            f"hub={hub}: the base model, {model}, is a folder of this machine; give base=ID, by "
+            "which others find it"
+        )
+    export_run(loaded, Path(options["out"]), base=base, hub=hub)
     say(f"{options['out']}: a LoRA for stock pipelines, and the folder of a ControlledPipeline")
+    if hub is not None:
+        say(push(Path(options["out"]), hub, private=private == "true"))
     return 0
 
 
@@ -145,7 +161,10 @@ def dataset(config: DictConfig) -> int:
     decides: dict[str, Any] = {key: OmegaConf.to_container(config[key]) for key in groups}
     decides["prior"].pop("evaluation_prompts", None)  # which are not drawn
     check_folder(folder, plan, decides)
+    backend = build.build_compile_backend(config)
     process = build.build_process(config)
+    if backend is not None:
+        compile_networks(backend, process)
     say(f"{folder}: {plan.n} pictures of the prior {config.choices.prior}")
     with bar("dataset", plan.n) as report:
         counts = generate_dataset(

@@ -16,6 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ctrl_rl.assets import unreachable
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.labels import checked_labels
 from ctrl_rl.nets import ControlEmbedding
@@ -24,6 +25,7 @@ from ctrl_rl.priors.text_transformer import POOLED, ControlledTimeEmbedding, pac
 
 SETTINGS, EMBEDDING = "control.json", "control_embedding.safetensors"
 ADAPTERS = "pytorch_lora_weights.safetensors"  # what diffusers looks for
+FILES = [SETTINGS, EMBEDDING, ADAPTERS, "README.md"]
 
 
 def write_control(folder: Path, embedding: ControlEmbedding, settings: dict[str, Any]) -> None:
@@ -60,22 +62,24 @@ class ControlledPipeline:
         """Load what `ctrl-rl export` wrote.
 
         Args:
-            folder: the exported folder.
+            folder: the exported folder, or its id on the hub.
             base: folder or hub id of the base model; None for the one it was trained on.
             **more: for the stock pipeline's `from_pretrained`; `dtype` is that of training.
 
         Raises:
-            ConfigError: the folder is not an exported one.
+            ConfigError: the folder is not an exported one, or a model cannot be had.
         """
-        folder = Path(folder)
+        where, folder = str(folder), _downloaded(folder, more)
         if not (folder / SETTINGS).is_file():
-            raise ConfigError(
-                f"{folder} has no {SETTINGS}; give a folder that `ctrl-rl export` made"
-            )
+            raise ConfigError(f"{where} has no {SETTINGS}; give what `ctrl-rl export` made")
         settings = json.loads((folder / SETTINGS).read_text())
         kind = getattr(diffusers, settings["pipeline"])
         more = {"dtype": getattr(torch, settings["dtype"]), **more}
-        pipeline = kind.from_pretrained(base or settings["base_model"], **more)
+        source = base or settings["base_model"]
+        try:
+            pipeline = kind.from_pretrained(source, **more)
+        except Exception as error:  # of the hub's client, of a broken folder: many kinds
+            raise unreachable("base", source, f"a {settings['pipeline']}", error) from error
         pipeline.scheduler = scheduler_of(settings, pipeline.scheduler.config)
         network = getattr(pipeline, settings["part"])
         network.load_lora_adapter(load_file(folder / ADAPTERS), prefix=settings["part"])
@@ -105,7 +109,7 @@ class ControlledPipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         control: Mapping[str, int | Sequence[int]] | None = None,
         strength: float = 1.0,
         **more: Any,
@@ -113,7 +117,7 @@ class ControlledPipeline:
         """Draw images.
 
         Args:
-            prompt: one, or one per image.
+            prompt: one, or one per image; None where `prompt_embeds` are given.
             control: a label for all, or one per prompt, by name of the control; what is missing
                 asks for nothing.
             strength: of the control and all that was trained: 0 is the base model, 1 as trained.
@@ -123,23 +127,30 @@ class ControlledPipeline:
             What the stock pipeline returns.
 
         Raises:
-            ConfigError: an unknown control, a label out of range, or a strength below 0.
+            ConfigError: an unknown control, a label out of range, a strength below 0, or neither a
+                prompt nor what it is encoded as.
         """
         if not strength >= 0:
             raise ConfigError(f"strength={strength} must be >= 0; 0 is the base model")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if prompt is None and more.get("prompt_embeds") is None:
+            raise ConfigError("give a prompt, or prompt_embeds as the stock pipeline takes them")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        number = len(more["prompt_embeds"] if prompts is None else prompts)
         device = self.embedding.nothing.device
-        labels = checked_labels(control or {}, self.settings["controls"], len(prompts), device)
-        given = {**self.settings["call"], **more}
+        labels = checked_labels(control or {}, self.settings["controls"], number, device)
+        trained = dict(self.settings["call"])
+        if more.get("negative_prompt_embeds") is not None:
+            trained.pop("negative_prompt", None)  # which they take the place of
+        given = {**trained, **more}
         if isinstance(given.get("negative_prompt"), str):
-            given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
+            given["negative_prompt"] = [given["negative_prompt"]] * number
         images = given.get("num_images_per_prompt") or 1
-        vectors = self.embedding(labels).repeat_interleave(images, 0)
+        vectors = self.embedding(labels).expand(number, -1).repeat_interleave(images, 0)
         negative = (given.get(name) for name in ("negative_prompt", "negative_prompt_embeds"))
         asked = any(each is not None for each in negative)
         separate = asked and given.get("true_cfg_scale", 1) > 1  # as Flux has it
         with self._drawing(given), self._steered(vectors, strength, separate=separate):
-            return self.pipeline(prompts, **given)
+            return self.pipeline(prompts if prompts is None else list(prompts), **given)
 
     @contextmanager
     def _drawing(self, given: Mapping[str, Any]) -> Iterator[None]:
@@ -213,6 +224,20 @@ class ControlledPipeline:
         asked = float(torch.as_tensor(timestep).flatten()[0]) * unit
         last = float(self.pipeline.scheduler.timesteps[-1])
         return math.isclose(asked, last, rel_tol=0.01, abs_tol=1e-6)  # bfloat16 has three digits
+
+
+def _downloaded(folder: str | Path, more: Mapping[str, Any]) -> Path:
+    """The folder, which the hub has where this machine does not."""
+    here = Path(folder).expanduser()
+    if here.is_dir() or isinstance(folder, Path):
+        return here
+    from huggingface_hub import snapshot_download
+
+    client = {key: more[key] for key in ("token", "cache_dir", "local_files_only") if key in more}
+    try:
+        return Path(snapshot_download(folder, allow_patterns=FILES, **client))
+    except Exception as error:  # of the hub's client: many kinds
+        raise unreachable("folder", folder, "what `ctrl-rl export` made", error) from error
 
 
 def _controlled(named: dict[str, Any], rows: Tensor) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def check_choice(where: str, given: object, accepted: Iterable[str]) -> None:
 
 
 def check_sizes(where: str, **sizes: int) -> None:
-    """Raise `ConfigError` for a size below 1; `where` is the config's path to them."""
+    """Raise `ConfigError` for a size below 1; `where` is the config's path to them, or ""."""
     for name, size in sizes.items():
         if size < 1:
-            raise ConfigError(f"{where}.{name}={size} must be 1 or more")
+            full = ".".join(filter(None, (where, name)))
+            raise ConfigError(f"{full}={size} must be 1 or more")

@@ -7,7 +7,7 @@ import diffusers
 
 from ctrl_rl.api import LoadedRun
 from ctrl_rl.assets import resolve
-from ctrl_rl.controlled_pipeline import ADAPTERS, write_control
+from ctrl_rl.controlled_pipeline import ADAPTERS, FILES, write_control
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.policies import LowRankPolicy
 from ctrl_rl.priors.guided import GuidedNetwork
@@ -21,12 +21,16 @@ _SCHEDULERS = {  # by the choice of kernel
 }
 
 
-def export_run(run: LoadedRun, folder: Path) -> None:
+def export_run(
+    run: LoadedRun, folder: Path, *, base: str | None = None, hub: str | None = None
+) -> None:
     """Write a run.
 
     Args:
         run: with adapters on a text-to-image pipeline.
         folder: gets the adapters, the tables of the controls, control.json and README.md.
+        base: folder or hub id that others find the base model by; None for `prior.path`.
+        hub: id that the folder will have on the hub, for the card; None for no such.
 
     Raises:
         ConfigError: the run has no adapters, or its prior is no text-to-image pipeline.
@@ -50,8 +54,8 @@ def export_run(run: LoadedRun, folder: Path) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     here = resolve(config.prior.path)
-    base = str(here.resolve()) if here.is_dir() else str(config.prior.path)
-    kind = diffusers.DiffusionPipeline.load_config(base)["_class_name"]
+    source = str(here.resolve()) if here.is_dir() else str(config.prior.path)
+    kind = diffusers.DiffusionPipeline.load_config(source)["_class_name"]
     weights = {
         network.stock_name(name.removeprefix(f"network.{network.part}.")): weight.cpu().contiguous()
         for name, weight in policy.denoiser.adapter_weights().items()
@@ -71,7 +75,7 @@ def export_run(run: LoadedRun, folder: Path) -> None:
     if config.kernel.get("timesteps"):
         call["timesteps"] = list(config.kernel.timesteps)
     settings = {
-        "base_model": base,
+        "base_model": base or source,
         "pipeline": kind,
         "dtype": config.prior.dtype,
         "part": network.part,
@@ -82,14 +86,45 @@ def export_run(run: LoadedRun, folder: Path) -> None:
         "call": call,
     }
     write_control(folder, policy.embedding, settings)
-    (folder / "README.md").write_text(_card(run, settings))
+    (folder / "README.md").write_text(_card(run, settings, hub or "path/to/this/folder"))
+
+
+def push(folder: Path, name: str, *, private: bool) -> str:
+    """Upload an exported folder to the hub.
+
+    Args:
+        folder: what `export_run` wrote.
+        name: of the model there, such as me/sd-sizes; made where it does not exist.
+        private: whether nobody else sees a new one.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        ConfigError: the hub cannot be reached or refuses, or what should be private is not.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        if private and not api.model_info(name).private:  # where it was there before
+            raise PermissionError("it is there already, and everyone sees it")
+        api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=FILES)
+    except Exception as error:  # of the hub's client: many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"hub={name} could not be written ({type(error).__name__}: {reason}); {folder} is "
+            "complete. Log in by `hf auth login`, or set HF_TOKEN to a token that may write"
+        ) from error
+    return f"https://huggingface.co/{name}"
 
 
 _READ_OUT = " (but for the last step, without noise, which was trained as the base model's)"
 _FIGURES = ("task", "agent", "seed", "steps", "gap_nats", "kl_nats", "reward", "accuracy")
 
 
-def _card(run: LoadedRun, settings: dict[str, Any]) -> str:
+def _card(run: LoadedRun, settings: dict[str, Any], where: str) -> str:
     """The model card."""
     controls = ", ".join(f"{name} (0 to {n - 1})" for name, n in settings["controls"].items())
     figures = "\n".join(
@@ -98,6 +133,8 @@ def _card(run: LoadedRun, settings: dict[str, Any]) -> str:
         if (value := run.summary.get(name)) is not None
     )
     example = {name: 0 for name in settings["controls"]}
+    control = f", control={example}" if example else ""
+    what = f" with a control beside the prompt: {controls}" if example else ", without a control"
     return f"""\
 ---
 base_model: {settings["base_model"]}
@@ -106,14 +143,14 @@ tags: [ctrl_rl, lora, text-to-image]
 ---
 # {run.run.path.name}
 
-{settings["pipeline"]} `{settings["base_model"]}` with a control beside the prompt: {controls}.
+{settings["pipeline"]} `{settings["base_model"]}`{what}.
 Trained by soft reinforcement learning (CTRL, arXiv 2406.12120) with `ctrl_rl`.
 
 ```python
 from ctrl_rl import ControlledPipeline
 
-pipeline = ControlledPipeline.from_pretrained("path/to/this/folder")
-image = pipeline("a cat", control={example}, strength=1.0).images[0]
+pipeline = ControlledPipeline.from_pretrained("{where}")
+image = pipeline("a cat"{control}, strength=1.0).images[0]
 ```
 
 `{ADAPTERS}` by itself loads into a stock pipeline by `load_lora_weights` and gives the

@@ -47,7 +47,7 @@ class GenerationPlan:
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        check_sizes("generate", n=self.n, batch_size=self.batch_size)
+        check_sizes("", n=self.n, batch_size=self.batch_size)
         if not 0 <= self.seed < 2**63 // _MOST_BATCHES:
             raise ConfigError(f"seed={self.seed} must be 0 to {2**63 // _MOST_BATCHES - 1}")
 

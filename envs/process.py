@@ -39,7 +39,8 @@ class DenoisingProcess(nn.Module):
         control_law: law of the labels of every control; None is `BalancedLaw`.
 
     Raises:
-        ConfigError: guidance_strength <= 0, or a law that does not fit its control.
+        ConfigError: guidance_strength <= 0, a law that does not fit its control, or a reward that
+            reads prompts on a prior without.
     """
 
     def __init__(
@@ -67,6 +68,13 @@ class DenoisingProcess(nn.Module):
                 f"the reward has a control named '{keys.PROMPT}', which is what the prior's own "
                 "condition is called; give the control another name"
             )
+        if reward.reads_prompts:
+            if not prior.prompts:
+                raise ConfigError(
+                    "the reward scores samples for their prompts, and this prior has none; use a "
+                    "text-to-image model, such as prior=diffusers with prior.prompts"
+                )
+            reward.read_prompts(prior.prompts.all)
         self.control_law = control_law or BalancedLaw()
         for num_labels in self.controls.values():
             self.control_law.check(num_labels)
@@ -113,13 +121,13 @@ class DenoisingProcess(nn.Module):
         return [dict(zip(names, values, strict=True)) for values in itertools.product(*ranges)]
 
     def name_of(self, condition: Mapping[str, int]) -> str:
-        """Readable name of a condition, such as "digit=3" or "prompt=cat, size=2"."""
+        """Readable name of a condition, such as "digit=3", "prompt=cat, size=2" or "(none)"."""
         prompts = self.prior.prompts
         shown: dict[str, int | str] = dict(condition)
         if prompts and keys.PROMPT in shown:
             place = condition[keys.PROMPT]
             shown[keys.PROMPT] = prompts.all[place] if place < len(prompts.all) else "(none)"
-        return ", ".join(f"{name}={value}" for name, value in shown.items())
+        return ", ".join(f"{name}={value}" for name, value in shown.items()) or "(none)"
 
     def draw_start(self, n: int, generator: torch.Generator) -> Tensor:
         """x_0 ~ N(0, I): [n, *S]."""
@@ -202,6 +210,10 @@ class DenoisingProcess(nn.Module):
     def set_microbatch(self, rows: int | None) -> None:
         """Give prior, decoder and reward so many samples at once at most."""
         self.prior.denoiser.microbatch = rows
+
+    def compile_network(self, backend: str) -> bool:
+        """Compile the prior's network; whether it has one."""
+        return self.prior.denoiser.compile_network(backend)
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute the prior's activations in the backward pass."""

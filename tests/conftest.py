@@ -111,5 +111,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         "clip": judges.clip,
         "classifier": judges.image_classifier,
         "head.pth": judges.aesthetic_head,
+        "image_reward": judges.image_reward,
     }
     return cache(lambda name: makers[name](folder / name))

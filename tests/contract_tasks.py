@@ -24,6 +24,26 @@ OPEN = {
     ("kernel", "flow_sde"): ["prior.scheduler.prediction_type=flow_prediction"],
     ("prior", "animals"): ["prior.path=MADE:sd"],
     ("prior", "diffusers"): ["prior.path=MADE:pipeline"],
+    ("reward", "clip_score"): ["reward.score.path=MADE:clip"],
+    ("reward", "hps"): ["reward.score.path=MADE:clip"],
+    ("reward", "image_reward"): [
+        "reward.score.weights=MADE:image_reward",
+        "reward.score.tokenizer=MADE:image_reward",
+    ],
+    ("reward", "packaged_score"): [
+        "reward.score.target=judges.Scorer",
+        "reward.score.path=anywhere",
+    ],
+    ("reward", "pick_score"): [
+        "reward.score.path=MADE:clip",
+        "reward.score.processor=MADE:clip",
+    ],
+    ("reward", "weighted_sum"): [
+        "reward.rewards={size: {_target_: ctrl_rl.rewards.ClassifierReward, classifiers: "
+        "{size: {_target_: ctrl_rl.classifiers.classifier.Classifier.load, folder: MADE:sizes4}}}, "
+        "fit: {_target_: ctrl_rl.rewards.PromptReward, score: "
+        "{_target_: ctrl_rl.rewards.ClipScore, path: MADE:clip}}}",
+    ],
     ("reward", "aesthetic"): [
         "reward.classifiers.aesthetic.measure.head=MADE:head.pth",
         "reward.classifiers.aesthetic.measure.path=MADE:clip",
@@ -56,6 +76,10 @@ TASK_WORDS = {
 TASKS = {  # whose prior has layers to adapt, and whose samples are images
     ("policy", "low_rank"): "digits",
     **{("reward", name): "digits" for name in ("aesthetic", "clip", "image_classifier", "jpeg")},
+    # Scores for prompts.
+    **{("reward", name): "sd_aesthetic" for name in ("clip_score", "hps", "pick_score")},
+    **{("reward", name): "sd_aesthetic" for name in ("image_reward", "packaged_score")},
+    ("reward", "weighted_sum"): "sd_aesthetic",
 }
 # What the builder gives to a `_partial_` node of the group.
 GIVEN = {
@@ -95,7 +119,9 @@ def task_with(group: str, name: str) -> str:
 def config_of(group: str, name: str, made: Made | None = None) -> DictConfig:
     """The config of a choice; `made` gives the small models that it asks for."""
     task = task_with(group, name)
-    words = [*words_of_task(task, made), f"{group}={name}", f"kernel.num_steps={K}"]
+    replaced = group == "reward" and task in TASK_WORDS and (group, name) in TASKS
+    of_task = filled(SMALL, made) if replaced else words_of_task(task, made)
+    words = [*of_task, f"{group}={name}", f"kernel.num_steps={K}"]
     config: DictConfig = compose(
         "train", [f"env={task}", *words, *filled(OPEN.get((group, name), []), made)]
     )

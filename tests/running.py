@@ -47,3 +47,19 @@ def summary(run: Path) -> dict:
         raise AssertionError(f"{constant} in summary.json")
 
     return json.loads((run / "summary.json").read_text(), parse_constant=refuse)
+
+
+def own_reward(
+    folder: Path, code: str, *, name: str, controls: str = "{}", differentiable: bool = True
+) -> list[str]:
+    """Write a module and a yaml as a user has them; the words that choose them.
+
+    The module's function is called as the reward is; the folder must be on the path of imports.
+    """
+    (folder / f"my_{name}.py").write_text(code)
+    (folder / "mine" / "reward").mkdir(parents=True)
+    (folder / "mine" / "reward" / f"{name}.yaml").write_text(
+        f"_target_: ctrl_rl.rewards.FunctionReward\nfunction: my_{name}.{name}\n"
+        f"controls: {controls}\ndifferentiable: {str(differentiable).lower()}\nupper_bound: 0.0\n"
+    )
+    return [f"--config-dir={folder / 'mine'}", f"reward={name}"]

@@ -59,19 +59,18 @@ class Judge:
         """Judge samples [N, *D] that were asked to show `condition`."""
         asked = {name: torch.full((len(sample),), label) for name, label in condition.items()}
         heldout = None
-        if set(self.heldout) == set(self.controls):
+        if self.controls and set(self.heldout) == set(self.controls):
             heldout = {
                 name: in_parts(
                     model.log_probabilities, sample, rows=self.rows, recompute=False
                 ).argmax(1)
                 for name, model in self.heldout.items()
             }
-        joint = self._joint(asked)
-        assert joint is not None
+        predicted = self.predict(sample)
         return Quality(
-            asked=joint,
-            predicted=self._joint(self.predict(sample)),
-            heldout=self._joint(heldout),
+            asked=self._joint(asked, len(sample)),
+            predicted=None if predicted is None else self._joint(predicted, len(sample)),
+            heldout=None if heldout is None else self._joint(heldout, len(sample)),
             diversity=diversity(sample),
         )
 
@@ -94,11 +93,9 @@ class Judge:
         figures["diversity"] = sum(spread) / len(spread) if spread else None
         return figures
 
-    def _joint(self, labels: Mapping[str, Tensor] | None) -> Tensor | None:
-        """Labels of all controls as one class index [N], on the CPU."""
-        if labels is None:
-            return None
-        index = torch.zeros((), dtype=torch.int64)
+    def _joint(self, labels: Mapping[str, Tensor], n: int) -> Tensor:
+        """Labels of all controls as one class index [N], on the CPU; 0 without any control."""
+        index = torch.zeros(n, dtype=torch.int64)
         for name, num_labels in self.controls.items():
             index = index * num_labels + labels[name].cpu()
         return index

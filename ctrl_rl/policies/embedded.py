@@ -69,6 +69,10 @@ class EmbeddedPolicy(DenoisingPolicy):
         """Give the denoiser so many samples at once at most."""
         self.denoiser.microbatch = rows
 
+    def compile_network(self, backend: str) -> bool:
+        """Compile the denoiser's network; adapters are compiled with the prior's."""
+        return self.denoiser.compile_network(backend)
+
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute the denoiser's activations in the backward pass."""
         self.denoiser.checkpointing = enabled

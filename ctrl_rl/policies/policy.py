@@ -56,6 +56,11 @@ class DenoisingPolicy(TensorDictModuleBase, ABC):  # type: ignore[misc]
         """Give the policy's large network, where it has one, so many samples at once at most."""
         del rows
 
+    def compile_network(self, backend: str) -> bool:
+        """Compile the policy's large network; whether it has one that is not the prior's."""
+        del backend
+        return False
+
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass where the policy has a large network."""
         del enabled  # nothing to recompute unless a subclass owns a denoiser

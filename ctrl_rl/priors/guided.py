@@ -1,7 +1,6 @@
 """What text-to-image networks share: encoded prompts, guidance, the decoder, the size."""
 
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -207,25 +206,6 @@ def encoded(pipeline: Any, settings: TextSettings, **given: Any) -> tuple[Tensor
         )
         rows.append(both[1::2])
     return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
-
-
-def warn_of_long(tokenizer: Any, texts: Sequence[str], limit: int | None = None) -> None:
-    """Name the texts of which an encoder does not read all.
-
-    Args:
-        tokenizer: the encoder's.
-        texts: prompts.
-        limit: tokens that it reads; None for the tokenizer's own number.
-    """
-    limit = limit or tokenizer.model_max_length
-    for text in texts:
-        tokens = len(tokenizer(text, truncation=False, verbose=False).input_ids)
-        if tokens > limit:
-            warnings.warn(
-                f"the prompt '{text[:40]}…' has {tokens} tokens, and the text encoder reads the "
-                f"first {limit} of them",
-                stacklevel=4,
-            )
 
 
 def latent_size(

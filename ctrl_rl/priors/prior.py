@@ -50,6 +50,15 @@ class Denoiser(FixedPrecision, ABC):
     ) -> Tensor:
         """Estimate the clean latent; shapes as in `forward`."""
 
+    def compile_network(self, backend: str) -> bool:
+        """Have `torch.compile` compile the network; whether this denoiser has one of its own.
+
+        Args:
+            backend: of `torch.compile`.
+        """
+        del backend
+        return False
+
     def forward(
         self,
         x: Tensor,
@@ -102,15 +111,30 @@ class NetworkDenoiser(Denoiser):
                 f"{did_you_mean(self.prediction_type, accepted)}"
             )
         self.levels = noise_levels(scheduler_config)
+        self.compiled = False
+
+    def compile_network(self, backend: str) -> bool:
+        """Compile the network; its weights and their names stay as they are."""
+        # Whole, or an error: torch would run what it cannot compile as it is, and what it is asked
+        # for in more ways than its limit of eight. Without and with adapters, every agent's and
+        # average's own, with gradients or not, for one sample or more, there are more than that.
+        self.network.compile(
+            backend=backend, fullgraph=True, recompile_limit=64, isolate_recompiles=True
+        )
+        self.compiled = True
+        return True
 
     def denoise(
         self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor | None
     ) -> Tensor:
         """Run the network and convert its prediction to the clean latent, in float32."""
         weights = next(self.network.parameters(), x)
-        given = (x.to(weights.dtype), timestep, embedding)
-        # So that a network without prompts need not know of them.
-        output = self.network(*given) if prompt is None else self.network(*given, prompt)
+        given: list[Tensor | None] = [x.to(weights.dtype), timestep, embedding]
+        if prompt is not None:  # so that a network without prompts need not know of them
+            given.append(prompt)
+        if self.compiled:
+            given = [None if each is None else _of_any_batch(each) for each in given]
+        output = self.network(*given)
         prediction = output.float()
         if self.prediction_type == "sample":
             return prediction
@@ -120,6 +144,13 @@ class NetworkDenoiser(Denoiser):
         if self.prediction_type == "v_prediction":
             return signal * x.float() - noise * prediction
         return (x.float() - noise * prediction) / signal
+
+
+def _of_any_batch(tensor: Tensor) -> Tensor:
+    """A tensor whose first size and whose strides need no graph of their own in `torch.compile`."""
+    tensor = tensor.clone(memory_format=torch.contiguous_format)  # expanded ones have stride 0
+    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return tensor
 
 
 @dataclass(frozen=True)

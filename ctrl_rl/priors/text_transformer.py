@@ -14,10 +14,10 @@ from ctrl_rl.priors.guided import (
     encoded,
     guided_prior,
     latent_size,
-    warn_of_long,
 )
 from ctrl_rl.priors.prior import Prior
 from ctrl_rl.schedules import FLOW, SHIFT, UNIFORM
+from ctrl_rl.texts import warn_of_long
 
 POOLED = "pooled_projections"
 _PATCH = 2  # of Flux, whose pipeline packs latents 2 x 2

@@ -13,9 +13,9 @@ from ctrl_rl.priors.guided import (
     encoded,
     guided_prior,
     latent_size,
-    warn_of_long,
 )
 from ctrl_rl.priors.prior import Prior
+from ctrl_rl.texts import warn_of_long
 
 
 class TextUNet(GuidedNetwork):

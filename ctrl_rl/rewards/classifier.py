@@ -49,11 +49,11 @@ class ClassifierReward(Reward):
         for name, weight in weights.items():
             if name not in classifiers:
                 raise ConfigError(
-                    f"reward.weights names the control '{name}' that has no classifier; "
+                    f"weights names the control '{name}' that has no classifier; "
                     f"{did_you_mean(name, classifiers)}"
                 )
             if not weight > 0:
-                raise ConfigError(f"reward.weights.{name}={weight} must be > 0")
+                raise ConfigError(f"weights.{name}={weight} must be > 0")
         self.models = nn.ModuleDict({name: _module(model) for name, model in classifiers.items()})
         self.requires_grad_(False).eval()
         self.weights = {name: float(weights.get(name, 1.0)) for name in classifiers}

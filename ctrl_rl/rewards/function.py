@@ -68,13 +68,13 @@ def _locate(path: str) -> Any:
         module = import_module(module_name)
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"reward.function={path}: cannot import '{module_name}' ({error}); "
+            f"function={path}: cannot import '{module_name}' ({error}); "
             "give module.name of a callable on the Python path"
         ) from error
     if not callable(getattr(module, name, None)):
         names = [key for key, value in vars(module).items() if callable(value)]
         raise ConfigError(
-            f"reward.function={path}: '{module_name}' has no callable '{name}'; "
+            f"function={path}: '{module_name}' has no callable '{name}'; "
             f"{did_you_mean(name, names)}"
         )
     return getattr(module, name)

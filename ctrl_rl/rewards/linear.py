@@ -23,7 +23,7 @@ class LinearReward(Reward):
         super().__init__()
         table = torch.as_tensor(weights, dtype=torch.float32)
         if table.ndim != 2:
-            raise ConfigError(f"reward.weights must be [labels, dimensions], got {table.shape}")
+            raise ConfigError(f"weights must be [labels, dimensions], got {table.shape}")
         null = torch.zeros(1, table.shape[1])
         self.register_buffer("weights", torch.cat([table, null]))
         self.control = control

@@ -1,110 +1,23 @@
 """Pretrained models of transformers as judges of images, by folder or id on the hub."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ctrl_rl.assets import resolve, unreachable
 from ctrl_rl.errors import ConfigError, check_choice
-from ctrl_rl.pixels import check_images
+from ctrl_rl.rewards.loading import linear_head, read_weights, source, transformers_package
+from ctrl_rl.rewards.processors import Pixels
+from ctrl_rl.texts import warn_of_long
 
 _KINDS = {
     "AutoModelForImageClassification": "an image classifier of transformers",
     "CLIPModel": "a CLIP model",
 }
-_TRIED = ((256, 256), (440, 440), (320, 480))  # heights and widths, in pixels
-# Largest difference of a smooth picture, in units of a channel's standard deviation: rounding and
-# other weights of interpolation give 0.02, a processor that does something else 0.5 or more.
-_APART = 0.1
-
-
-class Pixels(nn.Module):
-    """Images as a model's own processor gives them, with a gradient.
-
-    Resized, cropped from the middle and normalised as the processor's config says; interpolated in
-    float where the processor rounds to whole pixels. On construction both are held against each
-    other, as some processors do more than that.
-
-    Args:
-        processor: an image processor of transformers.
-        path: of its model, for errors.
-
-    Raises:
-        ConfigError: the processor does what is not known here.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, processor: Any, path: str) -> None:
-        super().__init__()
-        try:
-            self._read(processor)
-            apart = max(self._deviation(processor, *sides) for sides in _TRIED)
-        except Exception as error:  # of attributes that a processor has not, and of its own
-            raise ConfigError(
-                f"the image processor of {path} cannot be followed with a gradient "
-                f"({type(error).__name__}: {error}); give a model with resizing, cropping and "
-                "normalisation alone, such as a ViT or CLIP"
-            ) from error
-        if apart > _APART:
-            raise ConfigError(
-                f"the image processor of {path}, {type(processor).__name__}, does more than "
-                "resizing, cropping and normalisation, which is all that is followed here; give "
-                "another model, such as a ViT or CLIP"
-            )
-
-    def _read(self, processor: Any) -> None:
-        self.size = _sides(processor.size) if processor.do_resize else None
-        crops = getattr(processor, "do_center_crop", False)
-        self.crop = _sides(processor.crop_size) if crops else None
-        self.mode = {2: "bilinear", 3: "bicubic"}[int(processor.resample)]  # Pillow's numbers
-        channels = (1, 3, 1, 1)
-        normalised = processor.do_normalize
-        mean = processor.image_mean if normalised else [0.0] * 3
-        std = processor.image_std if normalised else [1.0] * 3
-        self.register_buffer("mean", torch.tensor(mean).reshape(channels), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(channels), persistent=False)
-
-    def _deviation(self, processor: Any, height: int, width: int) -> float:
-        """How far a smooth picture comes out from the processor's own, at most."""
-        rows, columns = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
-        smooth = torch.stack([rows * columns, rows.expand(-1, width), 1 - rows * columns])
-        pixels = (smooth * 255).round()
-        array = pixels.permute(1, 2, 0).to(torch.uint8).numpy()
-        theirs = processor(images=[array], return_tensors="pt")["pixel_values"]
-        ours = self(pixels[None] / 127.5 - 1)
-        return math.inf if ours.shape != theirs.shape else float((ours - theirs).abs().max())
-
-    def forward(self, sample: Tensor) -> Tensor:
-        """Pixels [B, 3, h, w] of images [B, 1 or 3, H, W] in [-1, 1].
-
-        Raises:
-            ConfigError: the samples are no images.
-        """
-        check_images(sample.shape[1:], "a pretrained reward")
-        image = (sample.float() / 2 + 0.5).expand(-1, 3, -1, -1)
-        if self.size is not None:
-            size = self.size
-            if len(size) == 1:  # the shorter side
-                short = min(image.shape[-2:])
-                size = tuple(size[0] * side // short for side in image.shape[-2:])
-            image = functional.interpolate(image, size, mode=self.mode, antialias=True)
-        if self.crop is not None:
-            height, width = self.crop
-            if image.shape[-2] < height or image.shape[-1] < width:
-                raise ConfigError(
-                    f"images of {image.shape[-2]} x {image.shape[-1]} pixels are smaller than the "
-                    f"{height} x {width} that this reward looks at"
-                )
-            image = _centre(image, height, width)
-        return (image - self.mean) / self.std
 
 
 class ImageClassifier(nn.Module):
@@ -163,12 +76,11 @@ class TextClassifier(nn.Module):
         if isinstance(texts, str) or len(texts) < 2:
             raise ConfigError(f"texts={texts} must be a list of two or more, one for every label")
         model, self.pixels = _loaded("CLIPModel", path)
-        tokens = _tokenizer(path)(list(texts), padding=True, truncation=True, return_tensors="pt")
-        with torch.no_grad():
-            encoded = model.text_projection(model.text_model(**tokens).pooler_output)
         self.num_labels = len(texts)
         self.scale = float(model.logit_scale.exp())
-        self.register_buffer("texts", functional.normalize(encoded, dim=1), persistent=False)
+        self.register_buffer(
+            "texts", _encoded(model, _tokenizer("path", path), texts), persistent=False
+        )
         self.vision, self.projection = model.vision_model, model.visual_projection
 
     def log_probabilities(self, x: Tensor) -> Tensor:
@@ -176,6 +88,49 @@ class TextClassifier(nn.Module):
         image = self.projection(self.vision(pixel_values=self.pixels(x)).pooler_output)
         cosine = functional.normalize(image.float(), dim=1) @ self.texts.T
         return torch.log_softmax(self.scale * cosine, 1)
+
+
+class ClipScore(nn.Module):
+    """How well CLIP finds that an image fits its own prompt, as a `PromptScore`.
+
+        score = cos(image, prompt) exp(logit_scale)
+
+    The published weights have exp(logit_scale) = 100, so that it is CLIPScore times 40 (Hessel et
+    al. 2021, arXiv 2104.08718, with w = 2.5 and without its clipping at 0). PickScore (Kirstain et
+    al. 2023, arXiv 2305.01569) and HPS v2 (Wu et al. 2023, arXiv 2306.09341) are this formula with
+    CLIP models fine-tuned on people's choices; tables of the latter have the cosine in per cent.
+
+    Args:
+        path: a CLIP model's folder, or its id on the hub.
+        processor: folder or id of its image processor and tokenizer; None for the model's own.
+
+    Raises:
+        ConfigError: no such model.
+    """
+
+    differentiable = True
+    texts: Tensor
+
+    def __init__(self, *, path: str, processor: str | None = None) -> None:
+        super().__init__()
+        model, self.pixels = _loaded("CLIPModel", path, processor)
+        self.upper_bound = self.scale = float(model.logit_scale.exp())
+        self.vision, self.projection = model.vision_model, model.visual_projection
+        self.register_buffer("texts", torch.zeros(0), persistent=False)
+        # Needed until the prompts are known, and then no more: not a part of this module.
+        tokenizer = _tokenizer("path" if processor is None else "processor", processor or path)
+        self._text = [(model, tokenizer)]
+
+    def read_prompts(self, prompts: Sequence[str]) -> None:
+        """Encode them, once; the text encoder is not kept."""
+        self.texts = _encoded(*self._text.pop(), prompts).to(self.texts.device)
+
+    def forward(self, sample: Tensor, prompt: Tensor) -> Tensor:
+        """Scores [B] of images [B, C, H, W] for prompts [B], places among those read."""
+        image = self.projection(self.vision(pixel_values=self.pixels(sample)).pooler_output)
+        cosine = (functional.normalize(image.float(), dim=1) * self.texts[prompt]).sum(1)
+        score: Tensor = self.scale * cosine
+        return score
 
 
 class AestheticScore(nn.Module):
@@ -208,17 +163,20 @@ class AestheticScore(nn.Module):
         return score
 
 
-def _loaded(kind: str, path: str) -> tuple[Any, Pixels]:
-    """A frozen model and its pixels."""
-    transformers = _transformers()
-    source = _source(path)
+def _loaded(kind: str, path: str, processor: str | None = None) -> tuple[Any, Pixels]:
+    """A frozen model and its pixels, by its own processor or that of another path."""
+    transformers = transformers_package()
     try:
         model, loading = getattr(transformers, kind).from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
+            source(path), dtype=torch.float32, output_loading_info=True
         )
-        processor = transformers.AutoImageProcessor.from_pretrained(source)
     except Exception as error:  # of the hub's client, of json, of the file system
         raise unreachable("path", path, f"{_KINDS[kind]} with config.json", error) from error
+    name, where = ("path", path) if processor is None else ("processor", processor)
+    try:
+        images = transformers.AutoImageProcessor.from_pretrained(source(where))
+    except Exception as error:  # as above
+        raise unreachable(name, where, "an image processor", error) from error
     absent = sorted([*loading["missing_keys"], *map(str, loading["mismatched_keys"])])
     if absent:
         raise ConfigError(
@@ -228,7 +186,7 @@ def _loaded(kind: str, path: str) -> tuple[Any, Pixels]:
     # Weights mapped from a file lie at odd addresses; see `Prior`.
     for weight in model.parameters():
         weight.data = weight.data.clone()
-    return model.requires_grad_(False).eval(), Pixels(processor, path)
+    return model.requires_grad_(False).eval(), Pixels(images, where)
 
 
 def _chosen(path: str, config: Any, labels: Sequence[str] | None) -> list[int]:
@@ -247,26 +205,20 @@ def _chosen(path: str, config: Any, labels: Sequence[str] | None) -> list[int]:
     return [places[label][0] for label in labels]
 
 
-def _tokenizer(path: str) -> Any:
+def _tokenizer(setting: str, path: str) -> Any:
     try:
-        return _transformers().AutoTokenizer.from_pretrained(_source(path))
+        return transformers_package().AutoTokenizer.from_pretrained(source(path))
     except Exception as error:  # as above
-        raise unreachable("path", path, "a model with a tokenizer", error) from error
+        raise unreachable(setting, path, "a model with a tokenizer", error) from error
 
 
-def _source(path: str) -> str:
-    folder = resolve(path)
-    return str(folder) if folder.is_dir() else path
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ConfigError(
-            'a pretrained reward needs a package that is not here: pip install "ctrl-rl[pipelines]"'
-        ) from error
-    return transformers
+def _encoded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """CLIP's features [P, E] of texts, of length 1."""
+    warn_of_long(tokenizer, texts)
+    tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        encoded = model.text_projection(model.text_model(**tokens).pooler_output)
+    return functional.normalize(encoded, dim=1)
 
 
 def _head(file: Path, features: int) -> nn.Sequential:
@@ -276,41 +228,4 @@ def _head(file: Path, features: int) -> nn.Sequential:
             f"head={file} is no file; give the weights of LAION's aesthetic predictor for this "
             "CLIP model, such as sac+logos+ava1-l14-linearMSE"
         )
-    try:
-        weights = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, weights_only=True, map_location="cpu")
-        )
-        ends = [name.removesuffix("weight") for name in weights if name.endswith("weight")]
-        layers = []
-        # "layers.0.", "layers.2." and so on, or a single layer's bare "weight".
-        for end in sorted(ends, key=lambda end: int(end.rstrip(".").rpartition(".")[2] or 0)):
-            weight, bias = weights[f"{end}weight"].float(), weights[f"{end}bias"].float()
-            layer = nn.Linear(weight.shape[1], weight.shape[0])
-            layer.load_state_dict({"weight": weight, "bias": bias})
-            layers.append(layer)
-        head = nn.Sequential(*layers).requires_grad_(False)
-        fits = head(torch.zeros(1, features)).shape == (1, 1)
-    except Exception as error:  # of a broken file, of layers that do not follow each other
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"head={file} is no head for features of {features} numbers "
-            f"({type(error).__name__}: {reason})"
-        ) from error
-    if not fits:
-        raise ConfigError(f"head={file} does not end in one score")
-    return head
-
-
-def _sides(size: Any) -> tuple[int, ...]:
-    """Height and width, or the shorter side alone."""
-    given: Mapping[str, Any] = size if isinstance(size, Mapping) else vars(size)
-    if given.get("shortest_edge"):
-        return (int(given["shortest_edge"]),)
-    return int(given["height"]), int(given["width"])
-
-
-def _centre(image: Tensor, height: int, width: int) -> Tensor:
-    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-    return image[..., top : top + height, left : left + width]
+    return linear_head(read_weights("head", file), features, f"head={file}")

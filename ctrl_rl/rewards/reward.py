@@ -5,7 +5,7 @@ have 0) makes the gap certified; without one it is only estimated.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -17,15 +17,22 @@ class Reward(nn.Module, ABC):
         controls: number of labels of each named control, without the null label.
         differentiable: whether gradients flow to the sample.
         upper_bound: nats that no reward exceeds, or None where that is not known.
+        reads_prompts: whether it needs the prompt under "prompt" of its control; a prior without
+            prompts is refused.
     """
 
     controls: dict[str, int]
     differentiable: bool
     upper_bound: float | None
+    reads_prompts: bool = False
 
     def train(self, mode: bool = True) -> "Reward":
         """Stay in evaluation mode: a reward is no part of what is trained."""
         return super().train(False)
+
+    def read_prompts(self, prompts: Sequence[str]) -> None:
+        """Be told the prior's prompts in the order of their places, where `reads_prompts`."""
+        del prompts
 
     @abstractmethod
     def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
@@ -40,6 +47,6 @@ class Reward(nn.Module, ABC):
         """
 
     def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
-        """Most probable label of each control, each [B] int64; None where that means nothing."""
+        """Most probable label of every control, each [B] int64; None where one has none."""
         del sample
         return None

@@ -120,7 +120,7 @@ REFUSED = {
     "drawn with another seed (0, now 3)": ["n=40", "seed=3"],
     "drawn with another batch_size (16, now 8)": ["n=40", "batch_size=8"],
     "drawn with another kernel": ["n=40", "kernel.num_steps=4"],
-    "generate.n=0 must be 1 or more": ["n=0"],
+    "n=0 must be 1 or more": ["n=0"],
     "n=many": ["n=many"],
 }
 

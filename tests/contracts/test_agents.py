@@ -1,5 +1,7 @@
 """What holds for every agent, a new yaml included."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from conftest import choices
@@ -101,11 +103,22 @@ def test_agent_refuses_a_reward_without_the_gradient_it_needs(name: str) -> None
         losses(agent, first_batch(LatentEnv(process, num_envs=8), policy, agent))
 
 
+def near_one(sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+    return -(sample - 1).square().sum(1)
+
+
+@pytest.mark.parametrize("controlled", [True, False])
 @pytest.mark.parametrize("name", choices("agent"))
-def test_agent_improves_on_the_prior(name: str) -> None:
+def test_agent_improves_on_the_prior(name: str, controlled: bool) -> None:
     words = ["trainer.updates=40", "trainer.schedule=constant", f"kernel.num_steps={K}"]
     config = compose("train", ["env=gaussian", f"agent={name}", *words])
     process = build_process(config)
+    if not controlled:  # a reward that asks the same of all episodes
+        process = DenoisingProcess(
+            prior=process.prior,
+            kernel=process.kernel,
+            reward=FunctionReward(function=near_one, controls={}, differentiable=True),
+        )
     policy, agent = build_policy(config, process), build_agent(config, process)
     settings = build_trainer_config(config)
     learn(LatentEnv(process, num_envs=128), Learner(policy, agent, settings), settings.updates)

@@ -4,10 +4,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from running import own_reward, summary, train
 from torch import Tensor, nn
 
+from ctrl_rl import load_run
+from ctrl_rl.cli import main
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.rewards import ClassifierReward, FunctionReward, LinearReward, MixtureClassifier
 
@@ -115,6 +119,22 @@ def test_function_reward_takes_what_numpy_gives() -> None:
     value = reward(x, {})
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, x.sum(1))
+
+
+def test_a_run_without_controls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "def near(sample, control):\n    return -(sample - 1).square().sum(1)\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    run = train(tmp_path, "run", *own_reward(tmp_path, code, name="near"))
+    found = summary(run)
+    assert list(found["per_label"]) == ["(none)"] and found["accuracy"] is None
+    assert 0 < found["kl_nats"] and 0 <= found["gap_nats"] <= found["gap_nats_certified"]
+    assert main(["sample", f"run={run}", "n=3"]) == 0
+    drawn = np.load(run / "sample-none-strength1-seed0.npz")["samples"]
+    np.testing.assert_array_equal(drawn, load_run(run).sample(n=3).numpy())
+    assert main(["sample", f"run={run}", "control=1"]) == 2
+    assert "this run has no control" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

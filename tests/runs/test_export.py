@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from pipelines import MAKERS, SIZES, noise_like
+from exports import as_images, drawn, export
 
-from ctrl_rl import ControlledPipeline, keys, load_run
+from ctrl_rl import ControlledPipeline, keys
 from ctrl_rl.cli import main
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError
@@ -16,19 +16,6 @@ from ctrl_rl.rollouts import rollout
 
 pytest.importorskip("transformers")
 
-REWARD = """
-def redness(sample, control):
-    wanted = control["level"].float() * (control["level"] < 2)
-    return -(sample[:, 0].mean(dim=(1, 2)) - wanted).square() * (control["level"] < 2)
-"""
-YAML = "_target_: ctrl_rl.rewards.FunctionReward\nfunction: export_reward.redness\n"
-YAML += "controls: {level: 2}\ndifferentiable: true\nupper_bound: 0.0\n"
-SMALL = [
-    *("env=gaussian", "prior=diffusers", "policy=low_rank", "reward=redness", "kernel.num_steps=3"),
-    *("trainer.updates=2", "trainer.batch_size=4", "trainer.learning_rate.embedding=1.0"),
-    *("evaluation.prior_samples=4", "evaluation.policy_samples=3", "evaluation.exact_samples=0"),
-    *("prior.prompts=[a cat, a dog]", "prior.guidance_scale=3.0"),
-]
 CASES = [
     *(("sd", "ddim", ""), ("sdxl", "ddim", "grey"), ("sd", "ddpm", "")),
     *(("sd", "euler_ancestral", ""), ("sd3", "flow_sde", "grey")),
@@ -40,39 +27,8 @@ CASES = [
 def exported(request, tmp_path_factory):
     """A trained run and the folder that it was exported to."""
     kind, kernel, negative = request.param
-    folder = tmp_path_factory.mktemp("export")
-    (folder / "export_reward.py").write_text(REWARD)
-    (folder / "mine" / "reward").mkdir(parents=True)
-    (folder / "mine" / "reward" / "redness.yaml").write_text(YAML)
-    base = MAKERS[kind](folder / kind)
-    words = [
-        *SMALL,
-        f"prior.path={base}",
-        f"kernel={kernel}",
-        *(["kernel.noise_level=0.4"] if kernel == "flow_sde" else []),
-        f"prior.negative_prompt='{negative}'",
-        f"prior.size={SIZES.get(kind, 'null')}",
-    ]
-    words += [f"--config-dir={folder / 'mine'}", f"run.root={folder}", "run.name=run"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        assert main(["train", *words, "policy.alpha=8"]) == 0
-        assert main(["export", f"run={folder / 'run'}", f"out={folder / 'out'}"]) == 0
-        run = load_run(folder / "run")
-    return run, folder / "out", base, negative
-
-
-def drawn(pipeline, *given, seed=3, **named):
-    generator = torch.Generator().manual_seed(seed)
-    if isinstance(getattr(pipeline, "scheduler", None), FlowSDEScheduler):
-        pipeline.scheduler.draw = lambda latents: noise_like(latents, generator)
-    pipeline(*given, output_type="pt", generator=generator, **named)
-    generator.manual_seed(seed)
-    return pipeline(*given, output_type="pt", generator=generator, **named).images
-
-
-def as_images(sample):
-    return (sample / 2 + 0.5).clamp(0, 1)
+    run, out, base = export(tmp_path_factory.mktemp("export"), kind, kernel, negative)
+    return run, out, base, negative
 
 
 def test_lora_in_a_stock_pipeline_is_the_policy_without_a_control(exported):
@@ -155,6 +111,47 @@ def test_calls_that_the_stock_pipeline_takes(exported):
     assert torch.equal(plain, scaled)
 
 
+def test_encoded_prompts_draw_what_texts_do(exported):
+    _, folder, _, negative = exported
+    pipeline = ControlledPipeline.from_pretrained(folder)
+    stock = pipeline.pipeline
+    stock.set_progress_bar_config(disable=True)
+    texts = ["a cat", "a dog"]
+    packs = pipeline.settings["pipeline"] == "FluxPipeline"
+    if packs:
+        embeds, pooled, _ = stock.encode_prompt(texts, None)
+        given = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    else:
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")
+        names += ("negative_pooled_prompt_embeds",)
+        asked = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+        if negative:
+            asked["negative_prompt"] = [negative] * 2
+        sd3 = {"prompt_2": None, "prompt_3": None}
+        more = sd3 if pipeline.settings["pipeline"] == "StableDiffusion3Pipeline" else {}
+        found = stock.encode_prompt(texts, **asked, **more)
+        given = dict(zip(names, found, strict=False))
+    control = {"level": [1, 0]}
+    expected = drawn(pipeline, texts, control, 0.7)
+    found = drawn(pipeline, None, control, 0.7, **given)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[4]], ids=["sd", "sd3"])
+def test_export_without_a_control(case, made, tmp_path):
+    kind, kernel, _ = case
+    score = ["reward=clip_score", f"reward.score.path={made('clip')}"]
+    run, folder, _ = export(tmp_path, kind, kernel, "", *score)
+    assert run.env.process.controls == {}
+    card = (folder / "README.md").read_text()
+    assert ", without a control" in card and "control=" not in card
+    pipeline = ControlledPipeline.from_pretrained(folder)
+    pipeline.pipeline.set_progress_bar_config(disable=True)
+    images = drawn(pipeline, ["a cat", "a cat"])
+    expected = as_images(run.sample({"prompt": "a cat"}, n=2, seed=3))
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+
+
 def test_an_interrupted_call_leaves_the_adapters_on(exported, monkeypatch):
     run, folder, _, _ = exported
     pipeline = ControlledPipeline.from_pretrained(folder)
@@ -186,6 +183,8 @@ def test_controls_are_checked(exported):
         pipeline("a cat", control={"level": [0, 1]})
     with pytest.raises(ConfigError, match="must be >= 0"):
         pipeline("a cat", strength=-1.0)
+    with pytest.raises(ConfigError, match="give a prompt, or prompt_embeds"):
+        pipeline(control={"level": 1})
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])

@@ -1,0 +1,72 @@
+"""Several rewards as one."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ctrl_rl.errors import ConfigError, check_choice
+from ctrl_rl.rewards.reward import Reward
+
+
+class WeightedSum(Reward):
+    """r(sample, y) = sum_i w_i r_i(sample, y), in nats; it has the controls of all of them.
+
+    Args:
+        rewards: by names of your own; no control in two of them.
+        weights: by those names, > 0; 1 where not given.
+
+    Raises:
+        ConfigError: no reward, a control in two of them, or a weight that does not fit.
+    """
+
+    def __init__(
+        self, *, rewards: Mapping[str, Reward], weights: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__()
+        if not rewards:
+            raise ConfigError("rewards is empty; give rewards by names of your own")
+        for name, weight in (weights or {}).items():
+            check_choice("name in weights", name, rewards)
+            if not (weight > 0 and math.isfinite(weight)):
+                raise ConfigError(f"weights.{name}={weight} must be > 0")
+        self.controls = {}
+        for name, reward in rewards.items():
+            twice = sorted(self.controls.keys() & reward.controls)
+            if twice:
+                raise ConfigError(
+                    f"rewards.{name} has the control '{twice[0]}', as another reward of the "
+                    "sum has; give it another name in one of them"
+                )
+            self.controls |= reward.controls
+        self.rewards = nn.ModuleDict(rewards)
+        self.requires_grad_(False).eval()
+        self.weights = {name: float((weights or {}).get(name, 1.0)) for name in rewards}
+        self.differentiable = all(reward.differentiable for reward in rewards.values())
+        self.reads_prompts = any(reward.reads_prompts for reward in rewards.values())
+        bounds = {name: reward.upper_bound for name, reward in rewards.items()}
+        known = [self.weights[name] * b for name, b in bounds.items() if b is not None]
+        self.upper_bound = sum(known) if len(known) == len(bounds) else None
+
+    def read_prompts(self, prompts: Sequence[str]) -> None:
+        """Pass them to those that read them."""
+        for reward in self.rewards.values():
+            if reward.reads_prompts:
+                reward.read_prompts(prompts)  # type: ignore[operator]
+
+    def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        """Sum what all give."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
+            parts = [self.weights[name] * reward(sample, control) for name, reward in self._each()]
+        total: Tensor = sum(parts[1:], parts[0])
+        return total
+
+    def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
+        """Most probable labels of all controls; None where a reward does not say its own."""
+        found = [reward.predict(sample) for _, reward in self._each()]
+        known = {k: labels for each in found if each is not None for k, labels in each.items()}
+        return known if known and known.keys() == self.controls.keys() else None
+
+    def _each(self) -> list[tuple[str, Reward]]:
+        return list(self.rewards.items())  # type: ignore[arg-type]
