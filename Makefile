@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo full results benchmark compare test lint types pytest science weights clean
+.PHONY: help setup demo full results benchmark compare test lint types pytest science file_sizes weights clean
 
 help:
 	@echo "make demo     set up, steer a digits prior with CTRL, certify the result (about 3 minutes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make benchmark  every agent on the closed-form tasks with five seeds, into report/"
 	@echo "make compare    tune every agent on digits, then three seeds, into docs/digits (hours)"
 	@echo "make science  every agent against exact answers, into docs/exact.md (about half an hour)"
+	@echo "make file_sizes  PPO on JPEG sizes of a small Stable Diffusion, three seeds (a quarter of an hour)"
 	@echo "make weights  make the shipped prior and classifiers again"
 
 setup: $(INSTALLED)
@@ -68,6 +69,9 @@ weights: $(INSTALLED)
 science: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto -k "optimum_is_reached or floor_is_reached or mixture2d_gap" \
 		--exact-report docs/exact.md tests/agents/test_exact.py
+
+file_sizes: $(INSTALLED)
+	$(BIN)/python docs/file_sizes.py docs/pipelines.md
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,7 @@
 """Small random pipelines of diffusers' real classes, written to disk as the hub has them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +60,30 @@ def unet(context: int, **more: Any) -> Any:
     )
 
 
-def autoencoder(**more: Any) -> Any:
+def autoencoder(widths: tuple[int, ...] = (8, 16), **more: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         latent_channels=4,
         norm_num_groups=4,
-        sample_size=16,
+        sample_size=8 * 2 ** (len(widths) - 1),
         **more,
     )
 
 
-def stable_diffusion(folder: Path) -> Path:
+def vivid_autoencoder() -> Any:
+    """One with the real one's four blocks, whose pixels go from black to white as real ones do."""
+    vae = autoencoder((8, 8, 16, 16))
+    with torch.no_grad():
+        vae.decoder.conv_out.weight *= 4  # the default's give a grey with a deviation of 0.3
+        vae.decoder.conv_out.bias += 1
+    return vae
+
+
+def stable_diffusion(folder: Path, vae: Callable[[], Any] = autoencoder) -> Path:
     """Stable Diffusion 1.x: one text encoder, and the scheduler of its config."""
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
@@ -81,6 +91,7 @@ def stable_diffusion(folder: Path) -> Path:
         folder,
         StableDiffusionPipeline,
         unet=lambda: unet(16),
+        vae=vae,
         scheduler=PNDMScheduler(**_BETAS),
         safety_checker=None,
         feature_extractor=None,
@@ -194,12 +205,18 @@ def _t5(place: int) -> dict[str, Any]:
 
 
 def _written(
-    folder: Path, kind: Any, *, unet: Any, second_encoder: bool = False, **more: Any
+    folder: Path,
+    kind: Any,
+    *,
+    unet: Any,
+    vae: Callable[[], Any] = autoencoder,
+    second_encoder: bool = False,
+    **more: Any,
 ) -> Path:
     """A pipeline with random weights on disk."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer(folder.parent / f"{folder.name}-tokenizer")
-    parts = {"vae": autoencoder(), "text_encoder": text_encoder(tokenizer), "tokenizer": tokenizer}
+    parts = {"vae": vae(), "text_encoder": text_encoder(tokenizer), "tokenizer": tokenizer}
     if second_encoder:
         parts["text_encoder_2"] = text_encoder(tokenizer, "CLIPTextModelWithProjection")
         parts["tokenizer_2"] = tokenizer
