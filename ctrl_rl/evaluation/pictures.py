@@ -1,5 +1,6 @@
 """samples.png: prior, policy and exact conditional side by side, one row per label."""
 
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def draw_table(
                 _show(axis, _tile(sample[:count], count))
             else:
                 _draw_points(axis, sample, limits)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        line[0].set_ylabel(_lines(name, 28), rotation=0, ha="right", va="center")
     for axis, heading in zip(axes[0], headings, strict=True):
         axis.set_title(heading, fontsize=10)
     figure.suptitle(title, fontsize=11)
@@ -98,8 +99,16 @@ def draw_grid(path: Path, sample: Tensor, *, title: str, columns: int = 8) -> No
         _show(axis, _tile(sample, columns))
     else:
         _draw_points(axis, sample, _limits([sample]))
-    axis.set_title(title, fontsize=10)
+    axis.set_title(_lines(title, 80), fontsize=10)
     _save(figure, path)
+
+
+def _lines(text: str, width: int) -> str:
+    """At most three lines of a text, its end with them: prompts may be long, labels follow them."""
+    most = 3 * width - 12  # lines end where words do
+    if len(text) > most:
+        text = f"{text[: most - 20]} … {text[-16:]}"
+    return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder=" …"))
 
 
 def _save(figure: Any, path: Path) -> None:
