@@ -23,6 +23,14 @@ from ctrl_rl.runs import Run
 HARD = ["trainer.ema_decay=0.9", "agent.truncation=uniform"]
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C as Python has it, where the tests run as a background job that ignores it, too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_one_seed_one_run(tmp_path):
     first, second = train(tmp_path, "a", *HARD), train(tmp_path, "b", *HARD)
     assert contents(first) == contents(second)
