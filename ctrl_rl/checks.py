@@ -10,6 +10,7 @@ from ctrl_rl import keys
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, InvariantError, NonFiniteError, did_you_mean
+from ctrl_rl.evaluation.estimators import check_reward_bound
 from ctrl_rl.learner import Learner
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy
@@ -195,7 +196,12 @@ def calls_per_update(env: LatentEnv, learner: Learner) -> dict[float, int]:
 
 
 def check_reward(env: LatentEnv, episode: TensorDict) -> None:
-    """Raise `NonFiniteError` with the labels of the first reward that is not finite."""
+    """Refuse rewards that no evaluation could use.
+
+    Raises:
+        NonFiniteError: one is not finite; names its labels.
+        ConfigError: one exceeds the bound that the reward states.
+    """
     reward = episode_reward(episode)
     bad = (~torch.isfinite(reward)).nonzero()
     if len(bad):
@@ -203,3 +209,5 @@ def check_reward(env: LatentEnv, episode: TensorDict) -> None:
         asked = {name: int(episode[keys.CONTROL, name][where, 0]) for name in env.process.context}
         named = env.process.name_of(asked)
         raise NonFiniteError(f"the reward is {reward[where].item()} for {named}")
+    if env.process.reward_upper_bound is not None:
+        check_reward_bound(reward, "the reward", env.process.reward_upper_bound)

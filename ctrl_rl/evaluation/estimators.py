@@ -17,6 +17,7 @@ import math
 import torch
 from torch import Tensor
 
+from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.bounds import (
     Estimate,
     finite_vector,
@@ -109,7 +110,8 @@ def rejection_mask(reward: Tensor, *, upper_bound: float, generator: torch.Gener
         Boolean mask, shape [N], on the device of `reward`.
 
     Raises:
-        ValueError: If a reward is not finite or exceeds `upper_bound` by more than 1e-5.
+        ValueError: If a reward is not finite.
+        ConfigError: If one exceeds `upper_bound` by more than 1e-5.
     """
     values = finite_vector(reward, "reward", minimum=0)
     check_reward_bound(values, "reward", upper_bound)
@@ -172,15 +174,22 @@ def controlled_returns(reward: Tensor, kl: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 def check_reward_bound(reward: Tensor, name: str, upper_bound: float) -> None:
-    """Raise a `ValueError` if `upper_bound` is not finite or a reward exceeds it beyond rounding.
+    """Refuse a bound that does not hold.
 
     Args:
         reward: shape [N], nats.
         name: argument name for the error message.
         upper_bound: claimed bound of the reward, nats.
+
+    Raises:
+        ValueError: `upper_bound` is not finite.
+        ConfigError: a reward exceeds it beyond rounding.
     """
     if not math.isfinite(upper_bound):
         raise ValueError(f"the upper bound of {name} must be finite, got {upper_bound}")
     largest = float(reward.max()) if len(reward) else -math.inf
     if largest > upper_bound + _BOUND_TOLERANCE:
-        raise ValueError(f"{name} reaches {largest}, above its stated upper bound {upper_bound}")
+        raise ConfigError(
+            f"{name} reaches {largest:.6g} nats, above its stated upper bound {upper_bound:.6g}; "
+            "state one that holds, or null, which makes the gap an estimate"
+        )

@@ -109,8 +109,9 @@ def gap_report(
             (Bonferroni). The intervals of the estimates are not affected.
 
     Raises:
-        ValueError: If an input is not finite, shapes differ or are too small, a reward exceeds
-            `reward_upper_bound` by more than 1e-5, or a setting is out of range.
+        ValueError: If an input is not finite, shapes differ or are too small, or a setting is out
+            of range.
+        ConfigError: If a reward exceeds `reward_upper_bound` by more than 1e-5.
     """
     if simultaneous < 1:
         raise ValueError(f"simultaneous must be at least 1, got {simultaneous}")

@@ -10,6 +10,7 @@ import re
 import pytest
 import torch
 
+from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.estimators import (
     effective_sample_size,
     eubo,
@@ -129,7 +130,7 @@ def test_rejection_refuses_rewards_above_the_bound_but_forgives_rounding():
     generator = torch.Generator().manual_seed(0)
 
     assert rejection_mask(torch.tensor([5e-6]), upper_bound=0.0, generator=generator).all()
-    with pytest.raises(ValueError, match="reward reaches .* above its stated upper bound"):
+    with pytest.raises(ConfigError, match="reward reaches .* above its stated upper bound"):
         rejection_mask(torch.tensor([-1.0, 0.1]), upper_bound=0.0, generator=generator)
     with pytest.raises(ValueError, match="upper bound of reward must be finite"):
         rejection_mask(torch.tensor([-1.0]), upper_bound=math.inf, generator=generator)
@@ -263,7 +264,7 @@ def test_misfitting_input_is_named():
 
     with pytest.raises(ValueError, match="policy_reward, policy_kl and policy_log_ratio must"):
         gap_report(**{**data, "policy_kl": data["policy_kl"][:-1]})
-    with pytest.raises(ValueError, match="policy_reward reaches"):
+    with pytest.raises(ConfigError, match="policy_reward reaches"):
         gap_report(**{**data, "reward_upper_bound": 0.0})
     with pytest.raises(ValueError, match="simultaneous must be at least 1"):
         gap_report(**data, simultaneous=0)

@@ -137,6 +137,17 @@ def test_a_run_without_controls(
     assert "this run has no control" in capsys.readouterr().err
 
 
+def test_a_bound_that_does_not_hold_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "def far(sample, control):\n    return (sample - 1).square().sum(1)\n"  # its bound is 0
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [*own_reward(tmp_path, code, name="far"), f"run.root={tmp_path / 'runs'}"]
+    assert main(["train", "env=gaussian", *words]) == 2
+    assert "above its stated upper bound 0; state one that holds" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("make", "fix"),
     [
