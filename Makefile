@@ -13,7 +13,7 @@ help:
 	@echo "make benchmark  every agent on the closed-form tasks with five seeds, into report/"
 	@echo "make compare    tune every agent on digits, then three seeds, into docs/digits (hours)"
 	@echo "make science  every agent against exact answers, into docs/exact.md (about half an hour)"
-	@echo "make file_sizes  PPO on JPEG sizes of a small Stable Diffusion, three seeds (a quarter of an hour)"
+	@echo "make file_sizes  PPO on JPEG sizes of a small Stable Diffusion, three seeds (half an hour)"
 	@echo "make weights  make the shipped prior and classifiers again"
 
 setup: $(INSTALLED)

@@ -14,11 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.arguments import check_arguments, check_value
 from ctrl_rl.classifiers.calibration import CalibrationReport
-from ctrl_rl.composition import one_line
 from ctrl_rl.datasets import OfflineDataset
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean
+from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, one_line
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.generation import GenerationPlan
 from ctrl_rl.learner import TrainerConfig

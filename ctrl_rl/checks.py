@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from ctrl_rl import keys
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.errors import ConfigError, InvariantError, NonFiniteError, did_you_mean
+from ctrl_rl.errors import ConfigError, InvariantError, NonFiniteError, did_you_mean, one_line
 from ctrl_rl.evaluation.estimators import check_reward_bound
 from ctrl_rl.learner import Learner
 from ctrl_rl.plans import RolloutPlan
@@ -92,7 +92,7 @@ def _first_episode(
             "memory; use trainer.microbatch=auto, or a smaller number than it has"
         ) from error
     except RuntimeError as error:  # torch's kind for shapes that do not fit
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if type(error).__module__.startswith(_COMPILERS):
             raise ConfigError(f"compile fails ({reason}); compile=null does without") from error
         raise ConfigError(f"prior, policy and reward do not fit each other: {reason}") from error

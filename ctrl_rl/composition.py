@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctrl_rl.errors import ConfigError, RunError, did_you_mean
+from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -124,11 +124,6 @@ def saved(file: Path, overrides: Sequence[str] = ()) -> "DictConfig":
         except OmegaConfBaseException as error:
             raise ConfigError(_unknown(parsed.key_or_group, config)) from error
     return config
-
-
-def one_line(error: BaseException) -> str:
-    """The message of a library's error on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _parse(word: str) -> Any:

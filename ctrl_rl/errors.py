@@ -45,6 +45,11 @@ def did_you_mean(given: str, accepted: Iterable[str]) -> str:
     return f"{question}accepted: {', '.join(names) if names else '(nothing)'}"
 
 
+def one_line(error: BaseException, longest: int | None = None) -> str:
+    """The message of a library's error on one line, of so many characters at most."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:longest]
+
+
 def check_choice(where: str, given: object, accepted: Iterable[str]) -> None:
     """Refuse what is not one of the accepted names.
 

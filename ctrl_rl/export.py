@@ -8,7 +8,7 @@ import diffusers
 from ctrl_rl.api import LoadedRun
 from ctrl_rl.assets import resolve
 from ctrl_rl.controlled_pipeline import ADAPTERS, FILES, write_control
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import ConfigError, one_line
 from ctrl_rl.policies import LowRankPolicy
 from ctrl_rl.priors.guided import GuidedNetwork
 
@@ -112,7 +112,7 @@ def push(folder: Path, name: str, *, private: bool) -> str:
             raise PermissionError("it is there already, and everyone sees it")
         api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=FILES)
     except Exception as error:  # of the hub's client: many kinds
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ConfigError(
             f"hub={name} could not be written ({type(error).__name__}: {reason}); {folder} is "
             "complete. Log in by `hf auth login`, or set HF_TOKEN to a token that may write"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ctrl_rl.datasets import OfflineDataset, as_float
-from ctrl_rl.errors import ConfigError, NonFiniteError, did_you_mean
+from ctrl_rl.errors import ConfigError, NonFiniteError, did_you_mean, one_line
 
 _TARGETS: dict[str, Callable[..., Tensor]] = {
     "epsilon": lambda scheduler, clean, noise, timestep: noise,
@@ -136,7 +136,7 @@ def _build(kind: Any, settings: dict[str, Any], where: str) -> Any:
     try:
         return kind(**settings)
     except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(f"{where} does not fit diffusers' {kind.__name__}: {reason}") from error
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ctrl_rl.errors import ConfigError, RunError, did_you_mean
+from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +228,7 @@ class Run:
                 if good is None
                 else f"the one before it is good, add checkpoint={good}"
             )
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise RunError(
                 f"checkpoint {self._checkpoints / f'{wanted:06d}'} is damaged ({reason}); {offer}"
             ) from error

@@ -2,7 +2,7 @@
 
     python docs/file_sizes.py docs/pipelines.md
 
-trains in `runs/file_sizes` (a quarter of an hour on two cores; what is finished is kept), draws
+trains in `runs/file_sizes` (half an hour; what is finished is kept), draws
 `file_sizes.png` beside the document and fills its table. Ends with an error where a class of a seed
 does not move as it asks, by five standard errors or more. Settings: `tests/file_sizes.py`.
 """

@@ -3,7 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import ConfigError, one_line
 
 _SCHEME = "package://"
 
@@ -30,7 +30,7 @@ def unreachable(setting: str, path: str, what: str, error: Exception) -> ConfigE
         what: what the folder must be.
         error: what the library that tried says.
     """
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error, 200)
     return ConfigError(
         f"{setting}={path} is neither {what} here nor could it be had from the hub "
         f"({type(error).__name__}: {reason}); give the path of such a folder. A model behind a "

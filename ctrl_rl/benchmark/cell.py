@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from ctrl_rl.composition import one_line, saved
-from ctrl_rl.errors import CtrlError, RunError
+from ctrl_rl.composition import saved
+from ctrl_rl.errors import CtrlError, RunError, one_line
 from ctrl_rl.interrupts import Interrupted
 from ctrl_rl.learner import AUTO
 from ctrl_rl.runs import Run

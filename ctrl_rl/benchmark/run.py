@@ -25,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ctrl_rl.benchmark.cell import State, difference, run_cell, state_of
 from ctrl_rl.benchmark.grid import Cell, Grid
-from ctrl_rl.composition import one_line, saved
-from ctrl_rl.errors import ConfigError, CtrlError, RunError, did_you_mean
+from ctrl_rl.composition import saved
+from ctrl_rl.errors import ConfigError, CtrlError, RunError, did_you_mean, one_line
 from ctrl_rl.interrupts import Interrupted
 from ctrl_rl.progress import say
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ctrl_rl.assets import resolve
 from ctrl_rl.classifiers.networks import ARCHITECTURES
-from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.errors import ConfigError, did_you_mean, one_line
 
 WEIGHTS_FILE = "classifier.safetensors"
 DESCRIPTION_FILE = "classifier.json"
@@ -177,7 +177,7 @@ class Classifier(nn.Module):
                 metadata=description["metadata"],
             )
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ConfigError(
                 f"the classifier in {folder.absolute()} is corrupt or does not fit its network "
                 f"({type(error).__name__}: {reason}): fit it again or copy it afresh"

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ctrl_rl.errors import ConfigError, did_you_mean
-from ctrl_rl.rewards.reward import Reward
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.rewards.reward import Reward, checked_weights
 
 
 class LabelModel(Protocol):
@@ -45,18 +45,9 @@ class ClassifierReward(Reward):
         weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        weights = dict(weights or {})
-        for name, weight in weights.items():
-            if name not in classifiers:
-                raise ConfigError(
-                    f"weights names the control '{name}' that has no classifier; "
-                    f"{did_you_mean(name, classifiers)}"
-                )
-            if not weight > 0:
-                raise ConfigError(f"weights.{name}={weight} must be > 0")
         self.models = nn.ModuleDict({name: _module(model) for name, model in classifiers.items()})
         self.requires_grad_(False).eval()
-        self.weights = {name: float(weights.get(name, 1.0)) for name in classifiers}
+        self.weights = checked_weights(weights, classifiers)
         self.controls = {name: model.num_labels for name, model in classifiers.items()}
         self.differentiable = all(
             getattr(model, "differentiable", True) for model in classifiers.values()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ctrl_rl.assets import resolve
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import ConfigError, one_line
 
 
 def transformers_package() -> Any:
@@ -48,7 +48,7 @@ def read_weights(setting: str, file: Path) -> dict[str, Tensor]:
             return dict(load_file(file))
         weights = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # of a broken file, of pickled objects
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ConfigError(
             f"{setting}={file} cannot be read as weights ({type(error).__name__}: {reason})"
         ) from error
@@ -80,7 +80,7 @@ def linear_head(weights: Mapping[str, Tensor], features: int, where: str) -> nn.
         head = nn.Sequential(*layers).requires_grad_(False)
         fits = head(torch.zeros(1, features)).shape == (1, 1)
     except Exception as error:  # of names without numbers, of layers that do not fit
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ConfigError(
             f"{where} is no head for features of {features} numbers "
             f"({type(error).__name__}: {reason})"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctrl_rl import keys
 from ctrl_rl.assets import unreachable
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import ConfigError, one_line
 from ctrl_rl.pixels import check_images
 from ctrl_rl.rewards.loading import source
 from ctrl_rl.rewards.reward import Reward
@@ -111,7 +111,7 @@ class PackagedScore(nn.Module):
         except Exception as error:  # whatever the package raises when it is imported
             raise ConfigError(
                 f"target={target} cannot be imported "
-                f"({' '.join(str(error).split())[:200]}); install its package, or give the dotted "
+                f"({one_line(error, 200)}); install its package, or give the dotted "
                 "name of a class with from_pretrained and score"
             ) from error
         for needed in ("from_pretrained", "score"):

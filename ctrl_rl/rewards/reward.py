@@ -4,10 +4,29 @@ The MDP multiplies it by the guidance strength. A reward with a known upper boun
 have 0) makes the gap certified; without one it is only estimated.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
+
+from ctrl_rl.errors import ConfigError, check_choice
+
+
+def checked_weights(
+    weights: Mapping[str, float] | None, names: Collection[str]
+) -> dict[str, float]:
+    """Weights of the parts of a sum by their names, 1 where none is given.
+
+    Raises:
+        ConfigError: a name that no part has, or a weight that is not > 0 and finite.
+    """
+    given = dict(weights or {})
+    for name, weight in given.items():
+        check_choice("name in weights", name, names)
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ConfigError(f"weights.{name}={weight} must be > 0")
+    return {name: float(given.get(name, 1.0)) for name in names}
 
 
 class Reward(nn.Module, ABC):

@@ -1,13 +1,12 @@
 """Several rewards as one."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ctrl_rl.errors import ConfigError, check_choice
-from ctrl_rl.rewards.reward import Reward
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.rewards.reward import Reward, checked_weights
 
 
 class WeightedSum(Reward):
@@ -27,10 +26,6 @@ class WeightedSum(Reward):
         super().__init__()
         if not rewards:
             raise ConfigError("rewards is empty; give rewards by names of your own")
-        for name, weight in (weights or {}).items():
-            check_choice("name in weights", name, rewards)
-            if not (weight > 0 and math.isfinite(weight)):
-                raise ConfigError(f"weights.{name}={weight} must be > 0")
         self.controls = {}
         for name, reward in rewards.items():
             twice = sorted(self.controls.keys() & reward.controls)
@@ -42,7 +37,7 @@ class WeightedSum(Reward):
             self.controls |= reward.controls
         self.rewards = nn.ModuleDict(rewards)
         self.requires_grad_(False).eval()
-        self.weights = {name: float((weights or {}).get(name, 1.0)) for name in rewards}
+        self.weights = checked_weights(weights, rewards)
         self.differentiable = all(reward.differentiable for reward in rewards.values())
         self.reads_prompts = any(reward.reads_prompts for reward in rewards.values())
         bounds = {name: reward.upper_bound for name, reward in rewards.items()}
