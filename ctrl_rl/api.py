@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ctrl_rl import build, keys
+from ctrl_rl import build
 from ctrl_rl.composition import compose, saved
 from ctrl_rl.envs.control import ControlEnv, ControlVectorEnv
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, RunError
 from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
+from ctrl_rl.evaluation.side_by_side import Strip, draw_strip
+from ctrl_rl.labels import Labels, described
 from ctrl_rl.policies import DenoisingPolicy, StrengthPolicy
 from ctrl_rl.priors import Prior
-from ctrl_rl.rollouts import rollout
 from ctrl_rl.runs import Run
 
 
@@ -107,7 +107,7 @@ class LoadedRun:
 
     def sample(
         self,
-        control: int | Tensor | Mapping[str, int | str | Tensor] | None = None,
+        control: Labels | Mapping[str, Labels] | None = None,
         n: int = 16,
         seed: int = 0,
         strength: float = 1.0,
@@ -115,9 +115,9 @@ class LoadedRun:
         """Draw clean samples.
 
         Args:
-            control: a label, or labels by name of the control where there are several; under
-                "prompt" one of the prior's prompts, or its place among them. What is not given
-                asks for nothing.
+            control: a label, or [n] of them, by their names or places: "yes" or 1; by name of the
+                control where there are several, such as {"glasses": "yes"}; under "prompt" one of
+                the prior's prompts. What is not given, or "any", asks for nothing.
             n: number of samples.
             seed: same seed, same samples.
             strength: drift relative to the trained policy's: 0 is the prior, 1 the policy.
@@ -128,6 +128,19 @@ class LoadedRun:
         Raises:
             ConfigError: a control, label, number or strength out of range.
         """
+        return self.strip(control, n=n, seed=seed, strength=strength).samples
+
+    def strip(
+        self,
+        control: Labels | Mapping[str, Labels] | None = None,
+        n: int = 16,
+        seed: int = 0,
+        strength: float = 1.0,
+    ) -> Strip:
+        """Draw clean samples with the latents that they come from; everything else as `sample`.
+
+        Strips of the same n and seed have the same noise, whatever their control and strength.
+        """
         process = self.env.process
         if n < 1:
             raise ConfigError(f"n={n} must be 1 or more")
@@ -137,27 +150,15 @@ class LoadedRun:
         control = {} if control is None else control
         if not isinstance(control, Mapping):
             if len(process.context) != 1:
-                names = ", ".join(process.context)
-                has = f"the controls {names}; give labels by name" if names else "no control"
+                names = described(process.label_names)
+                has = f"the controls {names}; give labels by control" if names else "no control"
                 raise ConfigError(f"this run has {has}")
             control = {next(iter(process.context)): control}
         policy = self.policy if strength == 1.0 else StrengthPolicy(self.policy, strength)
-        env = LatentEnv(process, num_envs=n, seed=seed, device=self.env.device)
-        with torch.no_grad():
-            labels = self._labels(control)
-            samples: Tensor = rollout(env, policy, control=labels)[keys.SAMPLE][:, -1]
-        return samples
-
-    def _labels(self, control: Mapping[str, int | str | Tensor]) -> dict[str, int | Tensor]:
-        """The same with the place of a prompt for its text."""
-        labels: dict[str, int | Tensor] = {}
-        for name, value in control.items():
-            if isinstance(value, str):
-                if name != keys.PROMPT or self.prior.prompts is None:
-                    raise ConfigError(f"control {name}='{value}' must be a whole number, a label")
-                value = self.prior.prompts.place(value)
-            labels[name] = value
-        return labels
+        labels = process.check_control(control, n)
+        first = {name: int(label[0]) for name, label in labels.items()}
+        title = process.title_of(first)
+        return draw_strip(process, policy, labels, title=title, n=n, seed=seed)
 
     def evaluate(
         self,

@@ -250,9 +250,9 @@ def build_pretrain_plan(config: DictConfig) -> PretrainPlan:
     return _settings(PretrainPlan, config.recipe, "recipe")
 
 
-def fit_classifier(config: DictConfig) -> CalibrationReport:
+def fit_classifier(config: DictConfig, dataset: OfflineDataset) -> CalibrationReport:
     """Fit, calibrate and save the classifier of a config."""
     report: CalibrationReport = _make(
-        config.classifier, "classifier", dataset=build_dataset(config), out=config.out
+        config.classifier, "classifier", dataset=dataset, out=config.out
     )
     return report

@@ -36,6 +36,7 @@ _EXAMPLES = {
   ctrl-rl evaluate run=runs/demo checkpoint=50 evaluation.policy_samples=1024""",
     "sample": """\
   ctrl-rl sample run=runs/demo control=3 n=64 seed=1
+  ctrl-rl sample run=runs/demo control=3 "strengths=[0,0.5,1,1.5,2]"
   ctrl-rl sample run=runs/demo control.digit=3 strength=1.5 out=pictures""",
     "export": """\
   ctrl-rl export run=runs/sd out=exported

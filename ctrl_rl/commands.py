@@ -1,28 +1,34 @@
 """What the commands do; one function per command, each returns the exit code."""
 
 import hashlib
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from ctrl_rl import build, keys
+from ctrl_rl import build
 from ctrl_rl.api import LoadedRun, load_run
 from ctrl_rl.assets import resolve
 from ctrl_rl.checks import compile_networks
 from ctrl_rl.composition import saved
 from ctrl_rl.errors import ConfigError, did_you_mean
-from ctrl_rl.evaluation.pictures import draw_grid
+from ctrl_rl.evaluation.film import NO_FILM, draw_film
+from ctrl_rl.evaluation.pictures import draw_strips
+from ctrl_rl.evaluation.side_by_side import BEFORE
+from ctrl_rl.labels import all_names, described
 from ctrl_rl.progress import bar, say
 from ctrl_rl.runs import Run
-from ctrl_rl.training import train_and_evaluate, write_results
+from ctrl_rl.training import compared_for, train_and_evaluate, write_results
 
 if TYPE_CHECKING:
     from ctrl_rl.benchmark.grid import Grid
 
 
+_MEANS = {0.0: ": the prior", 1.0: ": as trained"}  # of strengths
 _LONGEST_NAME = 60  # characters of what was asked for, in the name of a file
 
 
@@ -63,33 +69,41 @@ def evaluate(words: list[str]) -> int:
     plan = build.build_evaluation_plan(loaded.config)
     with bar("evaluate", len(loaded.env.process.conditions)) as report:
         evaluation = loaded.evaluate(plan, lambda done, total: report(done, {}))
-    write_results(loaded.run, loaded.config, loaded.cost, evaluation)
+    compared = compared_for(loaded.env.process, loaded.policy, plan)
+    write_results(loaded.run, loaded.config, loaded.cost, evaluation, compared)
     return 0
 
 
 def sample(words: list[str]) -> int:
-    """Draw samples of a run into a picture and an array."""
-    options, rest = _take(words, "run", "checkpoint", "n", "seed", "strength", "out", "control")
+    """Draw samples of a run into a picture, an array and a film; every strength, same noise."""
+    accepted = ("run", "control", "n", "seed", "strength", "strengths", "out", "checkpoint")
+    options, rest = _take(words, *accepted)
     named = {word.partition("=")[0]: word.partition("=")[2] for word in rest}
     for key in named:
         if not key.startswith("control."):
-            accepted = ("run", "control", "n", "seed", "strength", "out", "checkpoint")
             raise ConfigError(f"sample does not take '{key}'; {did_you_mean(key, accepted)}")
     if named and "control" in options:
         raise ConfigError(f"give control= or {next(iter(named))}=, not both")
     n, seed = _whole("n", options.get("n", "16")), _whole("seed", options.get("seed", "0"))
-    strength = _number("strength", options.get("strength", "1.0"))
-    labels: Any = {}
-    for key, value in named.items():
-        name = key.partition(".")[2]
-        labels[name] = value if name == keys.PROMPT else _whole(key, value)
-    labels = labels or _whole("control", options.get("control"))
+    strengths = _strengths(options)
+    labels = {key.partition(".")[2]: label for key, label in named.items()}
+    control = labels or options.get("control")
     assert n is not None and seed is not None
     loaded = _load(options, "sample run=runs/demo control=3")
-    if labels is None and loaded.env.process.context:
-        names = ", ".join(f"control.{name}=" for name in loaded.env.process.context)
-        raise ConfigError(f"no control given; add control=LABEL, or {names}LABEL")
-    samples = loaded.sample(labels, n=n, seed=seed, strength=strength)
+    if control is None and loaded.env.process.context:
+        names = loaded.env.process.label_names
+        missing = described({f"control.{name}=LABEL": called for name, called in names.items()})
+        raise ConfigError(f"no control given; add one or more of {missing}")
+    policies = [loaded.strip(control, n=n, seed=seed, strength=each) for each in strengths]
+    title = f"{loaded.run.path.name}: {policies[0].title}"
+    if "strengths" in options:
+        called = [f"strength {each:g}{_MEANS.get(each, '')}" for each in strengths]
+    else:
+        called = [f"after: strength {strengths[0]:g}"]
+    strips = [replace(each, title=name) for each, name in zip(policies, called, strict=True)]
+    if len(strips) == 1 or strengths[0] != 0:
+        prior = loaded.strip(control, n=n, seed=seed, strength=0)
+        strips = [replace(prior, title=BEFORE), *strips]
     asked = ",".join(word.removeprefix("control.") for word in rest)
     asked = asked or options.get("control", "none")
     folder = Path(options.get("out", loaded.run.path))
@@ -97,11 +111,19 @@ def sample(words: list[str]) -> int:
     safe = re.sub(r"[^\w=,.-]+", "_", asked)
     if safe != asked or len(safe) > _LONGEST_NAME:  # a prompt may hold anything
         safe = f"{safe[:_LONGEST_NAME]}-{hashlib.sha256(asked.encode()).hexdigest()[:6]}"
-    file = folder / f"sample-{safe}-strength{strength:g}-seed{seed}"
-    np.savez(f"{file}.npz", samples=samples.cpu().numpy())
-    title = f"{loaded.run.path.name}: control {asked}, strength {strength:g}"
-    draw_grid(Path(f"{file}.png"), samples, title=title)
-    say(f"{n} samples in {file}.png and .npz")
+    plural = "s" if "strengths" in options else ""
+    shown = ",".join(f"{each:g}" for each in strengths)
+    file = folder / f"sample-{safe}-strength{plural}{shown}-seed{seed}"
+    arrays = [strip.samples.cpu().numpy() for strip in policies]
+    if plural:
+        np.savez(f"{file}.npz", samples=np.stack(arrays), strengths=np.array(strengths))
+    else:
+        np.savez(f"{file}.npz", samples=arrays[0])
+    draw_strips(Path(f"{file}.png"), strips, title=title)
+    film = ", .gif" if draw_film(Path(f"{file}.gif"), strips) else ""
+    say(f"{n} samples in {file}.png{film} and .npz")
+    if not film and strips[0].samples.ndim == 4:
+        say(NO_FILM)
     return 0
 
 
@@ -139,6 +161,7 @@ def pretrain(config: DictConfig) -> int:
     """Train a prior."""
     from ctrl_rl.pretrain import pretrain as run_pretrain
 
+    build.set_threads(config)
     plan = build.build_pretrain_plan(config)
     dataset = build.build_dataset(config)
     say(f"{config.out}: pretraining the prior {config.choices.prior}")
@@ -171,16 +194,21 @@ def dataset(config: DictConfig) -> int:
             process, plan, folder, settings=decides, report=lambda done: report(done, {})
         )
     for name, numbers in counts.items():
-        say(f"{name}: {', '.join(f'{label} x {n}' for label, n in enumerate(numbers))}")
+        labels = process.label_names[name]
+        pairs = zip(labels, numbers, strict=True)
+        say(f"{name}: {', '.join(f'{label} x {n}' for label, n in pairs)}")
         if 0 in numbers:
-            say(f"no picture has {name}={numbers.index(0)}; draw more, or other prompts")
+            say(f"no picture has {name}={labels[numbers.index(0)]}; draw more, or other prompts")
     return 0
 
 
 def classifier(config: DictConfig) -> int:
     """Fit and calibrate a classifier."""
-    report = build.fit_classifier(config)
+    build.set_threads(config)
+    dataset = build.build_dataset(config)
+    report = build.fit_classifier(config, dataset)
     say(f"{config.out}: {report.num_examples} examples of {config.classifier.report_split}")
+    say(described(all_names({"labels": dataset.num_labels}, {"labels": dataset.label_names})))
     say(f"accuracy {report.accuracy:.3f}, macro F1 {report.macro_f1:.3f}")
     say(f"temperature {report.temperature:.3f}")
     say(f"negative log-likelihood {report.nll_before:.4f} -> {report.nll_after:.4f} nats")
@@ -227,6 +255,23 @@ def _whole(name: str, text: str | None) -> int | None:
         return None if text is None else int(text)
     except ValueError:
         raise ConfigError(f"{name}={text} is not a whole number") from None
+
+
+def _strengths(options: dict[str, str]) -> list[float]:
+    """Of `strength=1.5`, or of `strengths=[0,0.5,1]`, ascending; 1 without either."""
+    if "strengths" not in options:
+        return [_number("strength", options.get("strength", "1.0"))]
+    if "strength" in options:
+        raise ConfigError("give strength= or strengths=, not both")
+    words = options["strengths"].strip()
+    if not (words.startswith("[") and words.endswith("]") and words[1:-1].strip()):
+        raise ConfigError(f"strengths={words} must be a list of numbers, such as [0,0.5,1,1.5,2]")
+    strengths = [_number("strengths", word.strip()) for word in words[1:-1].split(",")]
+    if not all(0 <= each < math.inf for each in strengths):
+        raise ConfigError(f"strengths={words} must be >= 0; 0 is the prior, 1 the policy")
+    if len(set(strengths)) < len(strengths):
+        raise ConfigError(f"strengths={words} names a strength twice")
+    return sorted(strengths)
 
 
 def _number(name: str, text: str) -> float:

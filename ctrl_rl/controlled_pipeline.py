@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ctrl_rl.assets import unreachable
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.labels import checked_labels
+from ctrl_rl.labels import Labels, all_names, checked_labels
 from ctrl_rl.nets import ControlEmbedding
 from ctrl_rl.pipeline_schedulers import FlowSDEScheduler, scheduler_of
 from ctrl_rl.priors.text_transformer import POOLED, ControlledTimeEmbedding, packed
@@ -110,7 +110,7 @@ class ControlledPipeline:
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
-        control: Mapping[str, int | Sequence[int]] | None = None,
+        control: Mapping[str, Labels] | None = None,
         strength: float = 1.0,
         **more: Any,
     ) -> Any:
@@ -118,8 +118,8 @@ class ControlledPipeline:
 
         Args:
             prompt: one, or one per image; None where `prompt_embeds` are given.
-            control: a label for all, or one per prompt, by name of the control; what is missing
-                asks for nothing.
+            control: a label for all, or one per prompt, by name of the control, such as
+                {"size": 3} or {"glasses": "yes"}; what is missing, or "any", asks for nothing.
             strength: of the control and all that was trained: 0 is the base model, 1 as trained.
             **more: for the stock pipeline's call.
 
@@ -137,7 +137,9 @@ class ControlledPipeline:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         number = len(more["prompt_embeds"] if prompts is None else prompts)
         device = self.embedding.nothing.device
-        labels = checked_labels(control or {}, self.settings["controls"], number, device)
+        # Folders of earlier releases have no names.
+        names = all_names(self.settings["controls"], self.settings.get("label_names", {}))
+        labels = checked_labels(control or {}, names, number, device)
         trained = dict(self.settings["call"])
         if more.get("negative_prompt_embeds") is not None:
             trained.pop("negative_prompt", None)  # which they take the place of

@@ -9,6 +9,7 @@ from ctrl_rl.api import LoadedRun
 from ctrl_rl.assets import resolve
 from ctrl_rl.controlled_pipeline import ADAPTERS, FILES, write_control
 from ctrl_rl.errors import ConfigError, one_line
+from ctrl_rl.labels import described
 from ctrl_rl.policies import LowRankPolicy
 from ctrl_rl.priors.guided import GuidedNetwork
 
@@ -82,6 +83,7 @@ def export_run(
         "scheduler": _SCHEDULERS[config.choices.kernel],
         "scheduler_settings": {key: config.kernel[key] for key in _OF_SCHEDULER & {*config.kernel}},
         "controls": run.env.process.controls,
+        "label_names": run.env.process.reward_model.label_names,
         "read_out": kernel.has_read_out,
         "call": call,
     }
@@ -126,13 +128,13 @@ _FIGURES = ("task", "agent", "seed", "steps", "gap_nats", "kl_nats", "reward", "
 
 def _card(run: LoadedRun, settings: dict[str, Any], where: str) -> str:
     """The model card."""
-    controls = ", ".join(f"{name} (0 to {n - 1})" for name, n in settings["controls"].items())
+    controls = described(settings["label_names"])
     figures = "\n".join(
         f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
         for name in _FIGURES
         if (value := run.summary.get(name)) is not None
     )
-    example = {name: 0 for name in settings["controls"]}
+    example = {name: names[-1] for name, names in settings["label_names"].items()}
     control = f", control={example}" if example else ""
     what = f" with a control beside the prompt: {controls}" if example else ", without a control"
     return f"""\

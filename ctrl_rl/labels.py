@@ -1,40 +1,53 @@
-"""Labels that a user asks for, checked and made tensors."""
+"""Labels and their names: what a user asks for, checked and made tensors."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ctrl_rl import keys
 from ctrl_rl.errors import ConfigError, did_you_mean
+
+Label = int | str  # a place among the labels, or the name of one
+Labels = Label | Sequence[Label] | Tensor  # one for all episodes, or one for each
+
+ANY = "any"  # the null label's name, unless a label has it
+_MOST_SHOWN = 12  # names in a list
+_MORE = {keys.PROMPT: "; others can be added to prior.evaluation_prompts"}
 
 
 def checked_labels(
-    given: Mapping[str, int | Sequence[int] | Tensor],
-    sizes: Mapping[str, int],
+    given: Mapping[str, Labels],
+    names: Mapping[str, Sequence[str]],
     n: int,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Labels by name, each [n] int64 on a device.
+    """Labels by control, each [n] int64 on a device.
 
     Args:
-        given: a label for all or [n] labels by name; what is missing gets its null label.
-        sizes: how many labels there are of each name, without the null label behind them.
+        given: by control a label for all or [n] labels, each its place, its name, or its place as
+            text; what is missing gets its null label, which is called "any" too.
+        names: of all labels by control, without the null label behind them; see `all_names`.
         n: number of episodes.
         device: of the result.
 
     Raises:
-        ConfigError: a name or a label that does not exist, or another number of labels than n.
+        ConfigError: a control or a label that does not exist, or another number of labels than n.
     """
     for name in given:
-        if name not in sizes:
-            raise ConfigError(f"unknown control '{name}'; {did_you_mean(name, sizes)}")
+        if name not in names:
+            raise ConfigError(f"unknown control '{name}'; {did_you_mean(name, names)}")
     checked = {}
-    for name, size in sizes.items():
-        label = torch.as_tensor(given.get(name, size), device=device)
+    for name, called in names.items():
+        size = len(called)
+        label = torch.as_tensor(_places(given.get(name, size), name, called), device=device)
         if label.is_floating_point() or ((label < 0) | (label > size)).any():
+            known = "" if _are_numbers(called) else f" ({_listed(called)})"
             raise ConfigError(
                 f"control {name}={label.tolist()} is out of range; use whole labels 0 to "
-                f"{size - 1}, or {size} for the null label"
+                f"{size - 1}{known}, or {size} for the null label"
             )
         if label.shape not in ((), (n,)):
             raise ConfigError(
@@ -42,3 +55,94 @@ def checked_labels(
             )
         checked[name] = label.long().expand(n).clone()
     return checked
+
+
+def all_names(
+    sizes: Mapping[str, int], known: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Names of all labels by control: the known ones, and numbers, "0" on, for the others.
+
+    Args:
+        sizes: how many labels there are of each control, without the null label.
+        known: names of the labels of some controls, in their order; none at all is as unknown.
+
+    Raises:
+        ConfigError: names that do not tell the labels apart, or of a control that does not exist.
+    """
+    for name, called in known.items():
+        if name not in sizes:
+            raise ConfigError(
+                f"label_names has the unknown control '{name}'; {did_you_mean(name, sizes)}"
+            )
+        check_label_names(f"label_names.{name}", called, sizes[name])
+    return {name: tuple(known.get(name) or map(str, range(size))) for name, size in sizes.items()}
+
+
+def shown_name(place: int, names: Sequence[str]) -> str:
+    """The name of the label at a place, or of the null label behind the last one."""
+    if place < len(names):
+        return names[place]
+    return str(place) if ANY in names else ANY
+
+
+def described(names: Mapping[str, Sequence[str]]) -> str:
+    """Controls with what their labels are called, such as "glasses (no, yes), digit (0 to 9)"."""
+    return ", ".join(f"{name} ({_listed(called)})" for name, called in names.items())
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, or none at all where two labels are called the same."""
+    return tuple(names) if len(set(names)) == len(names) else ()
+
+
+def check_label_names(where: str, names: Sequence[str], num_labels: int) -> None:
+    """Refuse names that do not tell the labels apart; none at all is fine.
+
+    Args:
+        where: what has the names, for the message.
+        names: of the labels, in their order.
+        num_labels: how many labels there are.
+
+    Raises:
+        ConfigError: their number is wrong, two are the same, or one is no text.
+    """
+    are_texts = not isinstance(names, str) and all(isinstance(name, str) for name in names)
+    if names and not (are_texts and len(names) == num_labels == len(set(names))):
+        raise ConfigError(
+            f"{where} are {names if isinstance(names, str) else list(names)}, but must be "
+            f"{num_labels} different names, one per label"
+        )
+
+
+def _places(given: Any, control: str, names: Sequence[str]) -> Any:
+    """The same with places for names, in lists too; anything else as it is."""
+    if isinstance(given, str):
+        return _place(given, control, names)
+    if isinstance(given, np.ndarray):
+        given = given.tolist()
+    if isinstance(given, Sequence):
+        return [_places(each, control, names) for each in given]
+    return given
+
+
+def _place(text: str, control: str, names: Sequence[str]) -> int:
+    if text in names:
+        return names.index(text)
+    if text == ANY:
+        return len(names)
+    try:
+        return int(text)
+    except ValueError:
+        hint = did_you_mean(text, [*names, ANY]) + _MORE.get(control, "")
+        raise ConfigError(f"unknown label '{text}' of control {control}; {hint}") from None
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return list(names) == [str(number) for number in range(len(names))]
+
+
+def _listed(names: Sequence[str]) -> str:
+    if _are_numbers(names):
+        return f"0 to {len(names) - 1}"
+    more = f", … {len(names)} in all" if len(names) > _MOST_SHOWN else ""
+    return ", ".join(names[:_MOST_SHOWN]) + more

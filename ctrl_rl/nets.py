@@ -1,4 +1,4 @@
-"""Small networks that a policy adds to a prior, and tables that keep their precision."""
+"""Small perceptrons that a policy adds to a prior, and tables that keep their precision."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,6 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from ctrl_rl.gaussian import expand_to
 
 
 class FixedPrecision(nn.Module):
@@ -162,12 +164,12 @@ class ModulatedPerceptron(nn.Module):
     ) -> None:
         super().__init__()
         self.first = nn.Linear(inputs, width)
-        self.modulation = _Modulation(num_steps, controls, width)
+        self.modulation = Modulation(num_steps, controls, width)
         self.blocks = nn.ModuleList(
             _ModulatedBlock(num_steps, controls, width) for _ in range(depth)
         )
         self.norm, self.last = nn.LayerNorm(width), nn.Linear(width, outputs)
-        self.last_modulation = _Modulation(num_steps, controls, width)
+        self.last_modulation = Modulation(num_steps, controls, width)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -188,7 +190,7 @@ class _ModulatedBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(features)
         self.first, self.last = (nn.Linear(features, features) for _ in range(2))
-        self.modulation = _Modulation(num_steps, controls, features)
+        self.modulation = Modulation(num_steps, controls, features)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
@@ -198,8 +200,8 @@ class _ModulatedBlock(nn.Module):
         return output
 
 
-class _Modulation(nn.Module):
-    """Features [B, F] times 1 + g, plus s; g and s are a sum of tables, 0 at the start.
+class Modulation(nn.Module):
+    """Features [B, F, *S] times 1 + g, plus s; g and s [B, F] are sums of tables, 0 at the start.
 
     One table of steps, and two per control: one that all steps share, so that what a label means is
     learned at all of them, and one with a row for every step, as it means another thing there.
@@ -216,87 +218,9 @@ class _Modulation(nn.Module):
             nn.init.zeros_(table.weight)
 
     def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        """Modulate features [B, F, *S] at steps [B] in 0 .. K-1 and labels [B] each."""
         said = self.steps(step) + self.labels(control)
         for name, table in self.labels_by_step.items():
             said = said + table(step * self.sizes[name] + control[name])
-        scale, shift = said.chunk(2, dim=-1)
-        output: Tensor = x * (1 + scale) + shift
-        return output
-
-
-class StepwiseEncoder(nn.Module):
-    """A small convolutional network f(x, k) that starts at 0, for images of 4 to 64 pixels a side.
-
-    A residual block that knows the step works on the whole image. Strided convolutions halve it
-    until a side has at most 4 pixels; more such blocks follow, and a perceptron on all positions.
-
-    Args:
-        shape: [C, H, W] of x.
-        outputs: size of the result.
-        num_steps: K; every step has a learned embedding.
-        channels: on the whole image, a multiple of 4; after the first halving twice as many.
-        width: of the step's embedding and of the last hidden layer.
-        depth: residual blocks after the halvings.
-    """
-
-    _SIDE, _GROUPS = 4, 4  # pixels that the blocks work on; groups of their normalisation
-
-    def __init__(
-        self,
-        *,
-        shape: tuple[int, ...],
-        outputs: int,
-        num_steps: int,
-        channels: int,
-        width: int,
-        depth: int,
-    ) -> None:
-        super().__init__()
-        incoming, *sides = shape
-        self.step_table = nn.Embedding(num_steps + 1, width)
-        self.first = nn.Conv2d(incoming, channels, 3, padding=1)
-        self.whole = _ResidualBlock(channels, width, self._GROUPS)
-        incoming, channels = channels, 2 * channels
-        self.halvings = nn.ModuleList()
-        while not self.halvings or min(sides) > self._SIDE:
-            self.halvings.append(nn.Conv2d(incoming, channels, 3, stride=2, padding=1))
-            incoming, sides = channels, [-(-side // 2) for side in sides]
-        self.blocks = nn.ModuleList(
-            _ResidualBlock(channels, width, self._GROUPS) for _ in range(depth)
-        )
-        self.hidden = nn.Linear(channels * math.prod(sides), width)
-        self.last = nn.Linear(width, outputs)
-        for parameter in (self.last.weight, self.last.bias):
-            nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor, step: Tensor) -> Tensor:
-        """Evaluate at x [B, C, H, W] and steps [B] in 0 .. K: [B, outputs]."""
-        embedded = self.step_table(step)
-        x = self.whole(self.first(x), embedded)
-        for halving in self.halvings:
-            x = halving(x)
-        for block in self.blocks:
-            x = block(x, embedded)
-        hidden = self.hidden(nn.functional.silu(x).flatten(1)) + embedded
-        output: Tensor = self.last(nn.functional.silu(hidden))
-        return output
-
-
-class _ResidualBlock(nn.Module):
-    """Two normalised convolutions around a step's bias, 0 at the start."""
-
-    def __init__(self, channels: int, embedding: int, groups: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.GroupNorm(groups, channels) for _ in range(2))
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)
-        )
-        self.bias = nn.Linear(embedding, channels)
-        for parameter in self.convolutions[1].parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        hidden = self.convolutions[0](nn.functional.silu(self.norms[0](x)))
-        hidden = hidden + self.bias(nn.functional.silu(embedded))[:, :, None, None]
-        hidden = self.convolutions[1](nn.functional.silu(self.norms[1](hidden)))
-        return x + hidden
+        scale, shift = (expand_to(part, x) for part in said.chunk(2, dim=-1))
+        return x * (1 + scale) + shift

@@ -40,6 +40,7 @@ class PretrainPlan:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     ema_decay: float = 0.995
+    half: bool = False
     seed: int = 0
     license: str = "mit"
     description: str = ""
@@ -118,7 +119,7 @@ def pretrain(
         average.update_parameters(unet)
         losses.append(loss.item())
         report(update + 1, losses[-1])
-    trained = average.module
+    trained = average.module.half() if plan.half else average.module
     tail = losses[-max(1, plan.updates // 10) :]
     figures = {
         "parameters": sum(p.numel() for p in trained.parameters()),

@@ -62,6 +62,8 @@ def show_summary(path: Path, summary: Mapping[str, Any]) -> None:
         if row is not None:
             table.add_row(source, *(_cell(row.get(name)) for name in _COLUMNS.values()))
     Console(stderr=True).print(table)
+    if len(summary["accuracy_per_control"]) > 1:
+        Console(stderr=True).print(_per_control(rows))
     low, high = summary["gap_nats_ci"]
     say(
         f"gap {summary['gap_nats']:.3f} nats, interval [{low:.3f}, {high:.3f}]; "
@@ -70,6 +72,27 @@ def show_summary(path: Path, summary: Mapping[str, Any]) -> None:
     for sentence in summary["contradictions"]:
         say(f"contradiction: {sentence}")
     say(f"picture: {path / 'samples.png'}")
+    if (path / "denoising.gif").is_file():
+        say(f"film: {path / 'denoising.gif'}")
+
+
+def _per_control(rows: Mapping[str, Mapping[str, Any] | None]) -> Table:
+    """Accuracy of every control; in brackets by its held-out judge, if any control has one."""
+    known = {source: row for source, row in rows.items() if row is not None}
+    name = "heldout_accuracy_per_control"
+    judged = any(share is not None for row in known.values() for share in row[name].values())
+    title = "accuracy (by a held-out judge)" if judged else "accuracy"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(title, overflow="ellipsis", no_wrap=True)
+    for source in known:
+        table.add_column(source, justify="right")
+    for control in next(iter(known.values()))[name]:
+        cells = []
+        for row in known.values():
+            cell = _cell(row["accuracy_per_control"][control])
+            cells.append(f"{cell} ({_cell(row[name][control])})" if judged else cell)
+        table.add_row(control, *cells)
+    return table
 
 
 def _cell(value: float | None) -> str:

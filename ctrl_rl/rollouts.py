@@ -18,6 +18,7 @@ from ctrl_rl.condition_rewards import condition_rewards
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import InvariantError
 from ctrl_rl.forward_process import noisy_copies
+from ctrl_rl.labels import Labels
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 
@@ -27,7 +28,7 @@ def rollout(
     policy: DenoisingPolicy,
     *,
     plan: RolloutPlan | None = None,
-    control: Mapping[str, int | Tensor] | None = None,
+    control: Mapping[str, Labels] | None = None,
 ) -> TensorDict:
     """Roll `policy` out in `env` for one episode of K steps.
 
@@ -37,7 +38,8 @@ def rollout(
             from the env's generator.
         plan: what to keep the graph of, None keeps nothing; and whether policy and prior recompute
             activations from now on.
-        control: labels by name, [B] or one for all; None draws them from the control law.
+        control: labels by control, [B] or one for all, each by its name or its place, see
+            `DenoisingProcess.check_control`; None draws them from the control law.
 
     Returns:
         [B, K] with every key of `ctrl_rl.keys`.

@@ -4,6 +4,7 @@
     metrics.jsonl     one line per update; no clock in it, so that equal seeds give equal files
     summary.json      the evaluation
     samples.png       what it looks like
+    denoising.gif     how it comes about, where latents are images
     checkpoints/      000050/{policy,training}.safetensors and state.json; nothing is pickled
 
 A checkpoint is written beside its place and renamed, so that a killed run never leaves half of one,

@@ -5,6 +5,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,10 +19,15 @@ from ctrl_rl.checks import (
     fit_microbatch,
     set_microbatch,
 )
-from ctrl_rl.evaluation.evaluate import Evaluation, evaluate, prior_log_z
+from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, prior_log_z
+from ctrl_rl.evaluation.film import NO_FILM, draw_film, strips_of
 from ctrl_rl.evaluation.pictures import draw_samples
+from ctrl_rl.evaluation.quality import in_words
+from ctrl_rl.evaluation.side_by_side import MOST_CONDITIONS, Comparison, compare
 from ctrl_rl.interrupts import Interrupted
 from ctrl_rl.learner import AUTO, Learner
+from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.progress import bar, say, show_summary
 from ctrl_rl.runs import Checkpoint, Run
 from ctrl_rl.trainer import Trainer
@@ -29,6 +35,7 @@ from ctrl_rl.trainer import Trainer
 # Nats per dimension. A compiled forward pass rounds otherwise with a backward pass than without
 # one: clean estimates of Stable Diffusion's architecture were up to 4e-6 apart.
 _COMPILED_TOLERANCE = 1e-4
+_PICTURE_SEED = 900_000  # added to the evaluation's: of the noise of pictures and films
 _LOG_Z_SEED = 777_777  # of the live gap estimate's prior samples, apart from training's
 
 # Both talk of what the project reports in its own words.
@@ -116,10 +123,19 @@ def train_and_evaluate(
                 heldout=heldout,
                 report=lambda done, total: report(done, {}),
             )
-        write_results(run, config, cost, evaluation, quiet=quiet)
+        compared = compared_for(process, learner.result, plan)
+        write_results(run, config, cost, evaluation, compared, quiet=quiet)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; go on with: ctrl-rl train resume={run.path}") from None
     return run
+
+
+def compared_for(
+    process: DenoisingProcess, policy: DenoisingPolicy, plan: EvaluationPlan
+) -> list[Comparison]:
+    """What the picture and the film of an evaluation show, drawn apart from its figures."""
+    conditions = process.conditions[:MOST_CONDITIONS]
+    return compare(process, policy, conditions, seed=plan.seed + _PICTURE_SEED)
 
 
 def write_results(
@@ -127,38 +143,45 @@ def write_results(
     config: DictConfig,
     cost: dict[str, Any],
     evaluation: Evaluation,
+    compared: Sequence[Comparison],
     *,
     quiet: bool = False,
 ) -> None:
-    """Write samples.png and, last, summary.json; print the table.
+    """Write samples.png, denoising.gif where there is a film, and, last, summary.json.
+
+    Prints the table.
 
     Args:
         run: the run folder.
         config: the run's config.
         cost: what training took, from its checkpoint.
         evaluation: what was measured.
+        compared: what the picture and the film show; see `compared_for`.
         quiet: no table.
     """
     head = {"task": config.env.name, "agent": config.choices.agent, "seed": config.seed}
     paid = {"denoiser_calls_budget": config.trainer.get("denoiser_calls")}
     machine = {"device": config.device, "torch": torch.__version__, "cores": os.cpu_count()}
     summary = {**head, **cost, **paid, **evaluation.summary, "machine": machine}
-    lines = {"policy": f"gap {summary['gap_nats']:.2f} nats"}
+    lines = {}
     for source in evaluation.samples:
-        row = summary if source == "policy" else summary[source]
-        if row["heldout_accuracy"] is not None:
-            text = f"held-out accuracy {row['heldout_accuracy']:.0%}"
-            lines[source] = f"{lines[source]}, {text}" if source in lines else text
+        parts = [in_words(summary if source == "policy" else summary[source])]
+        if source == "policy":
+            parts.append(f"gap {summary['gap_nats']:.2f} nats")
+        lines[source] = "\n".join(part for part in parts if part)
     draw_samples(
         run.path / "samples.png",
+        compared=compared,
         samples=evaluation.samples,
-        conditions=evaluation.conditions,
         title=f"{run.path.name}: {head['agent']} on {head['task']}",
         figures=lines,
     )
+    has_film = draw_film(run.path / "denoising.gif", strips_of(compared))
     run.write_summary(summary)
     if not quiet:
         show_summary(run.path, summary)
+        if not has_film and compared[0].before.samples.ndim == 4:
+            say(NO_FILM)
 
 
 def _shown(figures: dict[str, float]) -> dict[str, float]:

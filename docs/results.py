@@ -1,9 +1,9 @@
-"""Write the tables of results from the summaries of runs: `make results` after `make demo full`.
+"""Write a table of results from the summaries of runs: `make results` after `make demo`.
 
-    python docs/results.py README.md runs/demo runs/digits_full
+    python docs/results.py README.md docs/demo runs/demo
 
 replaces what stands between `<!-- results -->` and `<!-- /results -->` in the file, and copies the
-first run's picture beside this script.
+first run's picture to docs/demo.png and its film, where it has one, to docs/demo.gif.
 """
 
 import json
@@ -28,10 +28,13 @@ _COLUMNS = {
 
 def main(arguments: list[str]) -> None:
     """Fill the file's table from the run folders."""
-    document, folders = Path(arguments[0]), [Path(folder) for folder in arguments[1:]]
+    document, pictures = Path(arguments[0]), Path(arguments[1])
+    folders = [Path(folder) for folder in arguments[2:]]
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     fill(document, "results", _table(folders, summaries))
-    shutil.copyfile(folders[0] / "samples.png", Path(__file__).parent / "demo.png")
+    for name, suffix in {"samples.png": ".png", "denoising.gif": ".gif"}.items():
+        if (folders[0] / name).is_file():
+            shutil.copyfile(folders[0] / name, pictures.with_suffix(suffix))
 
 
 def fill(document: Path, name: str, text: str) -> None:

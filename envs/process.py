@@ -13,7 +13,7 @@ formed where both are known.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ctrl_rl import keys
 from ctrl_rl.envs.control_laws import BalancedLaw, ControlLaw
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.labels import checked_labels
+from ctrl_rl.labels import Labels, checked_labels, shown_name
 from ctrl_rl.nets import in_parts
 from ctrl_rl.priors import Prior
 from ctrl_rl.rewards import Reward
@@ -38,9 +38,13 @@ class DenoisingProcess(nn.Module):
         guidance_strength: gamma > 0; the target is p(sample) p(y | sample)^gamma.
         control_law: law of the labels of every control; None is `BalancedLaw`.
 
+    Attributes:
+        label_names: names of everything's values that an episode is given, without none: by
+            "prompt" the prior's prompts, where it has any, and by control its labels' names.
+
     Raises:
-        ConfigError: guidance_strength <= 0, a law that does not fit its control, or a reward that
-            reads prompts on a prior without.
+        ConfigError: guidance_strength <= 0, a law that does not fit its control, a reward that
+            reads prompts on a prior without, or names that do not tell labels apart.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class DenoisingProcess(nn.Module):
         self.reward_model = reward
         self.guidance_strength = float(guidance_strength)
         self.controls = dict(reward.controls)
+        self.label_names = reward.label_names
         if prior.prompts and keys.PROMPT in self.controls:
             raise ConfigError(
                 f"the reward has a control named '{keys.PROMPT}', which is what the prior's own "
@@ -75,6 +80,8 @@ class DenoisingProcess(nn.Module):
                     "text-to-image model, such as prior=diffusers with prior.prompts"
                 )
             reward.read_prompts(prior.prompts.all)
+        if prior.prompts:
+            self.label_names = {keys.PROMPT: prior.prompts.all, **self.label_names}
         self.control_law = control_law or BalancedLaw()
         for num_labels in self.controls.values():
             self.control_law.check(num_labels)
@@ -107,8 +114,7 @@ class DenoisingProcess(nn.Module):
     @property
     def context(self) -> dict[str, int]:
         """How many values everything has that an episode is given, without none: c and y."""
-        prompts = self.prior.prompts
-        return {**({keys.PROMPT: len(prompts.all)} if prompts else {}), **self.controls}
+        return {name: len(called) for name, called in self.label_names.items()}
 
     @property
     def conditions(self) -> list[dict[str, int]]:
@@ -116,18 +122,30 @@ class DenoisingProcess(nn.Module):
         ranges = [list(range(num_labels)) for num_labels in self.controls.values()]
         prompts = self.prior.prompts
         if prompts:
-            ranges.insert(0, [prompts.place(prompt) for prompt in prompts.evaluation])
+            ranges.insert(0, [prompts.all.index(prompt) for prompt in prompts.evaluation])
         names = list(self.context)
         return [dict(zip(names, values, strict=True)) for values in itertools.product(*ranges)]
 
     def name_of(self, condition: Mapping[str, int]) -> str:
-        """Readable name of a condition, such as "digit=3", "prompt=cat, size=2" or "(none)"."""
-        prompts = self.prior.prompts
-        shown: dict[str, int | str] = dict(condition)
-        if prompts and keys.PROMPT in shown:
-            place = condition[keys.PROMPT]
-            shown[keys.PROMPT] = prompts.all[place] if place < len(prompts.all) else "(none)"
+        """Key of a condition, such as "digit=3", "prompt=cat, hat=no", "hat=any" or "(none)"."""
+        shown = {name: shown_name(y, self.label_names[name]) for name, y in condition.items()}
         return ", ".join(f"{name}={value}" for name, value in shown.items()) or "(none)"
+
+    def title_of(self, condition: Mapping[str, int]) -> str:
+        """A condition in plain words, such as "glasses, no hat", "cat, digit 3" or "anything".
+
+        Null labels are left out.
+        """
+        words = []
+        for name, place in condition.items():
+            names, control = self.label_names[name], name.replace("_", " ")
+            if place == len(names):
+                continue
+            if names == ("no", "yes"):
+                words.append(("no " if place == 0 else "") + control)
+            else:
+                words.append(names[place] if name == keys.PROMPT else f"{control} {names[place]}")
+        return ", ".join(words) or "anything"
 
     def draw_start(self, n: int, generator: torch.Generator) -> Tensor:
         """x_0 ~ N(0, I): [n, *S]."""
@@ -144,20 +162,18 @@ class DenoisingProcess(nn.Module):
             drawn = {keys.PROMPT: BalancedLaw().draw(n, number, generator), **drawn}
         return drawn
 
-    def check_control(
-        self, control: Mapping[str, int | Sequence[int] | Tensor], n: int
-    ) -> dict[str, Tensor]:
+    def check_control(self, control: Mapping[str, Labels], n: int) -> dict[str, Tensor]:
         """Turn given labels into tensors [n] int64 on the process's device.
 
         Args:
-            control: a label or [n] labels by name of the control, or places of prompts by "prompt";
-                what is missing gets its null label, or no prompt.
+            control: a label or [n] labels by name of the control, and prompts by "prompt": each by
+                its name or its place; what is missing, or "any", gets its null label, or no prompt.
             n: number of episodes.
 
         Raises:
             ConfigError: a control or a label that does not exist.
         """
-        return checked_labels(control, self.context, n, self.kernel.scale.device)
+        return checked_labels(control, self.label_names, n, self.kernel.scale.device)
 
     def prior_loc(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """The prior's mean of the next latent [B, *S] at latents [B, *S] and steps [B].

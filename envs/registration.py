@@ -13,6 +13,7 @@ import gymnasium
 # Gymnasium id -> name of the yaml in configs/env. The version rises when results change.
 TASKS = {
     "ctrl_rl/Digits-v0": "digits",
+    "ctrl_rl/Faces-v0": "faces",
     "ctrl_rl/Gaussian-v0": "gaussian",
     "ctrl_rl/Mixture1d-v0": "mixture1d",
     "ctrl_rl/Mixture2d-v0": "mixture2d",

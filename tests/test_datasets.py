@@ -15,6 +15,7 @@ from ctrl_rl.datasets import (
     array_dataset,
     as_float,
     digits_dataset,
+    faces_dataset,
     image_dataset,
 )
 from ctrl_rl.errors import ConfigError
@@ -229,3 +230,31 @@ def test_bad_image_folders_are_refused(tmp_path: Path) -> None:
     (folder / "metadata.csv").write_text("file_name,mood\n")
     with pytest.raises(ConfigError, match="has no rows"):
         image_dataset(path=folder, label="mood")
+
+
+@pytest.mark.parametrize("control", ["glasses", "hat", "hair", "background", "clothes"])
+def test_no_face_is_in_two_splits(control: str) -> None:
+    faces = faces_dataset(control=control)
+    assert faces.x.shape == (20480, 3, 16, 16) and faces.x.dtype == torch.uint8
+    assert len({face.numpy().tobytes() for face in faces.x}) == 20480  # so rows tell images apart
+    assert sum(len(rows) for rows in faces.splits.values()) == 20480
+    assert len(set(torch.cat(list(faces.splits.values())).tolist())) == 20480
+    assert len(faces.label_names) == faces.num_labels == int(faces.labels.max()) + 1
+
+
+def test_faces_are_drawn_as_their_labels_say() -> None:
+    # Three in ten have glasses, and three in ten a hat: 4 standard errors of 20,480 draws.
+    for control in ("glasses", "hat"):
+        faces = faces_dataset(control=control)
+        share = faces.labels.float().mean().item()
+        assert faces.label_names == ("no", "yes") and abs(share - 0.3) < 4 * (0.21 / 20480) ** 0.5
+    # The corner of a face is its background: one colour per label.
+    faces = faces_dataset(control="background")
+    for label in range(faces.num_labels):
+        corners = faces.x[faces.labels == label][:, :, 0, 0].unique(dim=0)
+        assert len(corners) == 1
+
+
+def test_unknown_controls_of_faces_get_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="glasses"):
+        faces_dataset(control="glases")

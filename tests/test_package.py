@@ -60,3 +60,10 @@ def test_wheel_works_from_an_empty_folder(wheel, tmp_path):
     done = subprocess.run(command, cwd=empty, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "gaussian" in done.stdout
+
+
+def test_wheel_holds_the_faces_and_is_small(wheel):
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for name in ("sheet.webp", "labels.csv", "faces.json", "README.md"):
+        assert f"ctrl_rl/assets/faces/data/{name}" in inside
+    assert wheel.stat().st_size < 8e6

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ctrl_rl.assets import resolve
 from ctrl_rl.classifiers.networks import ARCHITECTURES
 from ctrl_rl.errors import ConfigError, did_you_mean, one_line
+from ctrl_rl.labels import check_label_names
 
 WEIGHTS_FILE = "classifier.safetensors"
 DESCRIPTION_FILE = "classifier.json"
@@ -31,6 +32,7 @@ class Classifier(nn.Module):
     Attributes:
         network: Maps x [B, *shape] to logits [B, num_labels].
         num_labels: Number of classes.
+        label_names: What the classes are called, in their order; empty where they are numbers.
         temperature: Positive scalar, float32 []; it stays float32 when the classifier is cast.
         shape: Of one example, which `log_probabilities` checks; None where it is not known.
         metadata: JSON values about how the classifier was made, saved with it.
@@ -46,6 +48,7 @@ class Classifier(nn.Module):
         temperature: float = 1.0,
         shape: Sequence[int] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        label_names: Sequence[str] = (),
     ) -> None:
         """Freezes the network, in place.
 
@@ -56,9 +59,11 @@ class Classifier(nn.Module):
             shape: Of one example that it was fitted on. Networks that pool take others too, and
                 are then wrong without a word.
             metadata: JSON values about how the classifier was made.
+            label_names: What the classes are called, in their order; none where they are numbers.
 
         Raises:
-            ConfigError: If the temperature is not finite and above 0.
+            ConfigError: If the temperature is not finite and above 0, or the names do not tell the
+                classes apart.
         """
         super().__init__()
         if not (math.isfinite(temperature) and temperature > 0):
@@ -66,8 +71,10 @@ class Classifier(nn.Module):
                 f"temperature={temperature}, but must be finite and above 0: use 1 for an "
                 "uncalibrated classifier"
             )
+        check_label_names("label_names", label_names, num_labels)
         self.network = network
         self.num_labels = num_labels
+        self.label_names = tuple(label_names)
         self.shape = None if shape is None else tuple(shape)
         self.metadata = dict(metadata or {})
         device = next((parameter.device for parameter in network.parameters()), None)
@@ -126,6 +133,7 @@ class Classifier(nn.Module):
             "architecture": type(self.network).__name__,
             "arguments": getattr(self.network, "arguments", None),
             "num_labels": self.num_labels,
+            "label_names": list(self.label_names),
             "shape": None if self.shape is None else list(self.shape),
             # A float32 survives the way through a decimal float64 bit for bit.
             "temperature": self.temperature.item(),
@@ -173,7 +181,9 @@ class Classifier(nn.Module):
                 network=network,
                 num_labels=description["num_labels"],
                 temperature=description["temperature"],
-                shape=description.get("shape"),  # which earlier releases did not write
+                # Two that earlier releases did not write.
+                label_names=description.get("label_names", ()),
+                shape=description.get("shape"),
                 metadata=description["metadata"],
             )
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -124,7 +124,12 @@ def fit_classifier(
     fitting = {name: value for name, value in settings.items() if name != "calibration_noise"}
     _train(network, *train, **fitting, num_labels=dataset.num_labels, progress=progress)
 
-    classifier = Classifier(network=network, num_labels=dataset.num_labels, shape=dataset.shape)
+    classifier = Classifier(
+        network=network,
+        num_labels=dataset.num_labels,
+        label_names=dataset.label_names,
+        shape=dataset.shape,
+    )
     generator = torch.Generator().manual_seed(seed)
     noisy = [
         _logits(classifier, calibration[0], noise=calibration_noise, generator=generator)

@@ -1,5 +1,6 @@
 """Offline pairs (x, y): what they are, and where they come from."""
 
+from ctrl_rl.datasets.faces import faces_dataset as faces_dataset
 from ctrl_rl.datasets.offline import DEFAULT_FRACTIONS as DEFAULT_FRACTIONS
 from ctrl_rl.datasets.offline import OfflineDataset as OfflineDataset
 from ctrl_rl.datasets.offline import as_float as as_float

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.labels import check_label_names
 
 # Half of the data for the reward; the held-out judge and the evaluation get equal shares, and one
 # scalar (the temperature) needs little data. A choice of this project, not of the paper.
@@ -40,6 +41,7 @@ class OfflineDataset:
         labels: Class indices, int64 [N], each in [0, num_labels).
         num_labels: Number of classes.
         splits: For each split its row numbers, int64 [n], n >= 1. No row is in two splits.
+        label_names: What the classes are called, in their order; empty where they are numbers.
 
     Raises:
         ConfigError: If any of the above does not hold.
@@ -49,6 +51,7 @@ class OfflineDataset:
     labels: Tensor
     num_labels: int
     splits: Mapping[str, Tensor]
+    label_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the examples, then the splits."""
@@ -115,6 +118,7 @@ class OfflineDataset:
                 f"labels lie in [{labels.min()}, {labels.max()}], but num_labels="
                 f"{self.num_labels} allows 0 to {self.num_labels - 1}: renumber the labels"
             )
+        check_label_names("label_names", self.label_names, self.num_labels)
 
     def _check_splits(self) -> None:
         if not self.splits:
@@ -141,7 +145,11 @@ class OfflineDataset:
 
 
 def stratified_dataset(
-    x: Tensor, labels: Tensor, fractions: Mapping[str, float], seed: int
+    x: Tensor,
+    labels: Tensor,
+    fractions: Mapping[str, float],
+    seed: int,
+    label_names: Sequence[str] = (),
 ) -> OfflineDataset:
     """Gives every row to one split, each split with the label frequencies of the whole.
 
@@ -150,9 +158,10 @@ def stratified_dataset(
         labels: Class indices, int64 [N].
         fractions: Share of each split; the shares add up to 1.
         seed: Seed of the splits.
+        label_names: What the classes are called, in their order; none where they are numbers.
 
     Raises:
-        ConfigError: If the fractions cannot be met.
+        ConfigError: If the fractions cannot be met, or the names do not tell the classes apart.
     """
     from sklearn.model_selection import train_test_split
 
@@ -178,4 +187,10 @@ def stratified_dataset(
             ) from error
         splits[name] = torch.from_numpy(np.sort(rows))
     splits[last_name] = torch.from_numpy(np.sort(rest))
-    return OfflineDataset(x=x, labels=labels, num_labels=int(labels.max()) + 1, splits=splits)
+    return OfflineDataset(
+        x=x,
+        labels=labels,
+        num_labels=int(labels.max()) + 1,
+        splits=splits,
+        label_names=tuple(label_names),
+    )

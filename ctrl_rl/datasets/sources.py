@@ -26,7 +26,7 @@ def digits_dataset(
         seed: Seed of the stratified splits.
 
     Returns:
-        A dataset with x float32 [1797, 1, 8, 8] and 10 labels.
+        A dataset with x float32 [1797, 1, 8, 8] and 10 labels, which are called "0" to "9".
 
     Raises:
         ConfigError: If the fractions cannot be met.
@@ -36,17 +36,24 @@ def digits_dataset(
     digits = load_digits()
     # The pixels are ink counts from 0 to 16 (UCI "Optical Recognition of Handwritten Digits").
     x = torch.from_numpy(digits.images[:, None] / 8 - 1).float()
-    return stratified_dataset(x, torch.from_numpy(digits.target).long(), fractions, seed)
+    labels = torch.from_numpy(digits.target).long()
+    names = [str(name) for name in digits.target_names]
+    return stratified_dataset(x, labels, fractions, seed, label_names=names)
 
 
 def array_dataset(
-    *, path: str | Path, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
+    *,
+    path: str | Path,
+    label_names: Sequence[str] = (),
+    fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
+    seed: int = 0,
 ) -> OfflineDataset:
     """Your own data: an .npz file with arrays `x` and `y`, as `numpy.savez` writes them.
 
     Args:
         path: The file. `x` is floating point [N, *shape] in [-1, 1]; `y` is integer [N], and its
             values are 0 to K - 1, each used at least once.
+        label_names: What the K labels are called, in their order; none where they are numbers.
         fractions: Share of each split; the shares add up to 1.
         seed: Seed of the stratified splits.
 
@@ -75,7 +82,8 @@ def array_dataset(
             "every one of 0 to K - 1: renumber with np.unique(y, return_inverse=True)[1]"
         )
     examples = torch.from_numpy(x.astype(np.float32))
-    return stratified_dataset(examples, torch.from_numpy(y.astype(np.int64)), fractions, seed)
+    labels = torch.from_numpy(y.astype(np.int64))
+    return stratified_dataset(examples, labels, fractions, seed, label_names=label_names)
 
 
 def image_dataset(
@@ -83,6 +91,7 @@ def image_dataset(
     path: str | Path,
     label: str,
     num_labels: int | None = None,
+    label_names: Sequence[str] = (),
     size: Sequence[int] | None = None,
     fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
     seed: int = 0,
@@ -96,6 +105,7 @@ def image_dataset(
             whole labels, 0 to K - 1, each used at least once. Images are grey or RGB, 8 bits.
         label: The name of that column.
         num_labels: K, to be sure that no class is missing; None for one more than the largest.
+        label_names: What the K labels are called, in their order; none where they are numbers.
         size: Height and width that images are resized to; None where all have one size.
         fractions: Share of each split; the shares add up to 1.
         seed: Seed of the stratified splits.
@@ -144,7 +154,8 @@ def image_dataset(
         )
     stacked = torch.from_numpy(np.stack(images))
     x = (stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)).contiguous()
-    return stratified_dataset(x, torch.from_numpy(labels), fractions, seed)
+    labelled = torch.from_numpy(labels)
+    return stratified_dataset(x, labelled, fractions, seed, label_names=label_names)
 
 
 def _read_metadata(file: Path, label: str) -> list[dict[str, str]]:

@@ -187,7 +187,7 @@ def check_reward_bound(reward: Tensor, name: str, upper_bound: float) -> None:
     """
     if not math.isfinite(upper_bound):
         raise ValueError(f"the upper bound of {name} must be finite, got {upper_bound}")
-    largest = float(reward.max()) if len(reward) else -math.inf
+    largest = float(reward.detach().max()) if len(reward) else -math.inf
     if largest > upper_bound + _BOUND_TOLERANCE:
         raise ConfigError(
             f"{name} reaches {largest:.6g} nats, above its stated upper bound {upper_bound:.6g}; "

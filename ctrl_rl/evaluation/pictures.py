@@ -1,44 +1,98 @@
-"""samples.png: prior, policy and exact conditional side by side, one row per label."""
+"""samples.png: the pretrained model, the policy and the exact conditional side by side."""
 
-import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-_COLUMNS = 8  # images per cell
-_TITLES = {"prior": "prior", "policy": "policy", "exact": "exact conditional"}
+from ctrl_rl.evaluation.points import draw_panels, draw_plots
+from ctrl_rl.evaluation.sheets import Headings, Row, sheet
+from ctrl_rl.evaluation.side_by_side import Comparison, Strip
+
+_COLUMNS, _EXACT_COLUMNS = 8, 5
+_MOST_BANDS = 8  # of eight columns each, in a picture of drawn samples
+_SAME = "In every column the noise is the same, before and after."
 
 
 def draw_samples(
     path: Path,
     *,
+    compared: Sequence[Comparison],
     samples: Mapping[str, Sequence[Tensor]],
-    conditions: Sequence[str],
     title: str,
     figures: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw samples of every condition (rows) for every source (columns).
+    """Draw what an evaluation compares: images as a sheet, all else as plots.
+
+    A sheet has the pretrained model's images in the first row and, under them, the policy's from
+    the same noise, a row per condition; the exact conditional's stand beside them.
 
     Args:
         path: PNG to write.
-        samples: by source, one tensor [N, *D] per condition.
-        conditions: names of the rows.
+        compared: the first conditions of the evaluation, from the same noise.
+        samples: all samples of the evaluation, by "prior", "policy" and perhaps "exact", one tensor
+            [N, *D] per condition.
         title: of the whole picture.
-        figures: a line under a source's title, such as its accuracy.
+        figures: a line about a source, such as its accuracy.
     """
-    headings = []
-    for source in samples:
-        heading, line = _TITLES.get(source, source), (figures or {}).get(source)
-        headings.append(f"{heading}\n{line}" if line else heading)
-    rows = {
-        name: [_from_row(parts[row], row) for parts in samples.values()]
-        for row, name in enumerate(conditions)
-    }
-    draw_table(path, rows=rows, headings=headings, title=title, count=_COLUMNS)
+    figures = figures or {}
+    titles = [strip.title for each in compared for strip in each.after]
+    conditions = len(samples["policy"])
+    if conditions > len(titles):
+        title = f"{title}; the first {len(titles)} of {conditions} conditions"
+    if not _are_images(compared[0].before.samples):
+        sets = [{s: parts[i] for s, parts in samples.items()} for i in range(len(titles))]
+        draw_panels(path, dict(zip(titles, sets, strict=True)), title=title, figures=figures)
+        return
+    exact = list(samples.get("exact", []))
+    columns = [_COLUMNS, _EXACT_COLUMNS] if exact else [_COLUMNS]
+    names = ["after: the policy", "exact conditional"][: len(columns)]
+    notes = [figures.get(source, "") for source in ("policy", "exact")][: len(columns)]
+    beside = [""] if exact else []
+    items: list[Row | Headings] = []
+    if len(compared) == 1:
+        first = compared[0].before
+        items.append(Headings([first.title, *beside], [figures.get("prior", ""), *beside]))
+        items.append(Row("", [first.samples, *beside]))
+    items.append(Headings(names, notes))
+    place = 0
+    for index, each in enumerate(compared):
+        if len(compared) > 1:  # each has a prompt, and a row of its own before
+            items.append(Row(each.before.title, [each.before.samples, *beside], apart=index > 0))
+        for strip in each.after:
+            accepted = [exact[place] if len(exact[place]) else "none accepted"] if exact else []
+            items.append(Row(strip.title, [strip.samples, *accepted]))
+            place += 1
+    sheet(items, columns, title=title, note=_SAME).save(path)
+
+
+def draw_strips(path: Path, strips: Sequence[Strip], *, title: str) -> None:
+    """Draw strips from the same noise, the pretrained model's first.
+
+    Args:
+        path: PNG to write.
+        strips: of one number of samples. Images are drawn in bands of eight columns, the first 64;
+            of vectors and signals there is a panel per strip, over the first one's.
+        title: of the whole picture.
+    """
+    n = len(strips[0].samples)
+    if not _are_images(strips[0].samples):
+        panels = {
+            strip.title: {"prior": strips[0].samples, "policy": strip.samples}
+            for strip in strips[1:] or strips
+        }
+        draw_panels(path, panels, title=title)
+        return
+    shown = min(n, _MOST_BANDS * _COLUMNS)
+    if n > shown:
+        title = f"{title}; the first {shown} of {n} samples"
+    items = [
+        Row(strip.title, [strip.samples[start : start + _COLUMNS]], apart=start > 0 and i == 0)
+        for start in range(0, shown, _COLUMNS)
+        for i, strip in enumerate(strips)
+    ]
+    note = "In every column the noise is the same."
+    sheet(items, [min(n, _COLUMNS)], title=title, note=note).save(path)
 
 
 def draw_table(
@@ -54,111 +108,18 @@ def draw_table(
     Args:
         path: PNG to write.
         rows: by name of the row, one tensor [N, *D] per column: images [C, H, W] in [-1, 1] are
-            drawn as pictures, vectors as histograms (one dimension) or scatter plots (first two).
+            drawn as pictures, all else as in `draw_panels`.
         headings: of the columns.
         title: of the whole picture.
-        count: images per set; of vectors, all are drawn.
+        count: images per set; of all else, all are drawn.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    sets = [sample for row in rows.values() for sample in row]
-    is_image = sets[0].ndim == 4
-    width, height = (0.45 * count, 0.55) if is_image else (3.0, 2.2)
-    figure = Figure(
-        figsize=(0.9 + width * len(headings), 1.2 + height * len(rows)), layout="constrained"
-    )
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), len(headings), squeeze=False)
-    limits = None if is_image else _limits(sets)
-    for line, (name, row) in zip(axes, rows.items(), strict=True):
-        for axis, sample in zip(line, row, strict=True):
-            if is_image:
-                _show(axis, _tile(sample[:count], count))
-            else:
-                _draw_points(axis, sample, limits)
-        line[0].set_ylabel(_lines(name, 28), rotation=0, ha="right", va="center")
-    for axis, heading in zip(axes[0], headings, strict=True):
-        axis.set_title(heading, fontsize=10)
-    figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    if not _are_images(next(iter(rows.values()))[0]):
+        draw_plots(path, rows=rows, headings=headings, title=title)
+        return
+    items: list[Row | Headings] = [Headings(headings, [""] * len(headings))]
+    items += [Row(name, sets) for name, sets in rows.items()]
+    sheet(items, [count] * len(headings), title=title).save(path)
 
 
-def draw_grid(path: Path, sample: Tensor, *, title: str, columns: int = 8) -> None:
-    """Draw one set of samples: images in a grid, vectors as a plot."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    is_image = sample.ndim == 4
-    rows = -(-len(sample) // columns)
-    size = (0.7 * columns, 0.7 * rows + 0.6) if is_image else (5, 4)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    if is_image:
-        _show(axis, _tile(sample, columns))
-    else:
-        _draw_points(axis, sample, _limits([sample]))
-    axis.set_title(_lines(title, 80), fontsize=10)
-    _save(figure, path)
-
-
-def _lines(text: str, width: int) -> str:
-    """At most three lines of a text, its end with them: prompts may be long, labels follow them."""
-    most = 3 * width - 12  # lines end where words do
-    if len(text) > most:
-        text = f"{text[: most - 20]} … {text[-16:]}"
-    return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder=" …"))
-
-
-def _save(figure: Any, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a prompt: drawn as a box
-        figure.savefig(path, dpi=110)
-
-
-def _from_row(sample: Tensor, row: int) -> Tensor:
-    """Start every row at other samples where there are enough: the rows of a prior share theirs."""
-    return sample[row * _COLUMNS :] if len(sample) >= (row + 1) * _COLUMNS else sample
-
-
-def _show(axis: Any, picture: np.ndarray) -> None:
-    axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-
-
-def _tile(sample: Tensor, columns: int) -> np.ndarray:
-    """Images [N, C, H, W] in [-1, 1] as one picture [rows H, columns W, C] in [0, 1]."""
-    image = (sample.float().cpu().clamp(-1, 1).numpy() + 1) / 2
-    n, channels, height, width = image.shape
-    rows = max(1, -(-n // columns))
-    # White where there is no image, and a line of one pixel between two.
-    canvas = np.ones((rows, columns, channels, height + 1, width + 1), dtype=np.float32)
-    for index in range(n):
-        canvas[index // columns, index % columns, :, :height, :width] = image[index]
-    picture = canvas.transpose(0, 3, 1, 4, 2)
-    picture = picture.reshape(rows * (height + 1), columns * (width + 1), channels)
-    return picture[..., 0] if channels == 1 else picture[..., :3]
-
-
-def _limits(sets: Sequence[Tensor]) -> tuple[float, float]:
-    """Of the axes of vectors: the reach of the widest set but for outliers."""
-    values = [sample.flatten() for sample in sets if len(sample)]
-    reach = max(float(part.abs().quantile(0.999)) for part in values) if values else 1.0
-    return -1.1 * reach, 1.1 * reach
-
-
-def _draw_points(axis: Any, sample: Tensor, limits: tuple[float, float] | None) -> None:
-    assert limits is not None, "vectors have limits, images have none"
-    points = sample.float().cpu().numpy()
-    axis.set_xlim(*limits)
-    if points.shape[1] == 1:
-        axis.hist(points[:, 0], bins=60, range=limits, density=True, color="tab:blue")
-        axis.set_yticks([])
-    else:
-        axis.scatter(points[:1000, 0], points[:1000, 1], s=3, alpha=0.5)
-        axis.set_ylim(*limits)
-        axis.set_aspect("equal")
+def _are_images(sample: Tensor) -> bool:
+    return sample.ndim == 4

@@ -1,8 +1,8 @@
-"""How good samples are beside the gap: accuracy, macro F1, diversity."""
+"""How good samples are beside the gap: accuracy in all and per control, macro F1, diversity."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,23 +23,27 @@ class Quality:
         predicted: [N] index that the reward's classifiers see, or None.
         heldout: [N] index that classifiers see that the agent never saw, or None.
         diversity: mean distance between two samples over sqrt(dimensions), or None for under two.
+        right: by control, [N] whether the reward's classifiers see the asked label; empty if None.
+        heldout_right: the same of held-out classifiers, for the controls that have one.
     """
 
     asked: Tensor
     predicted: Tensor | None
     heldout: Tensor | None
     diversity: float | None
+    right: Mapping[str, Tensor] = field(default_factory=dict)
+    heldout_right: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Judge:
     """Judges samples by the reward's classifiers and by held-out ones.
 
     With several controls a sample is right where all its labels are: conditions are counted as
-    joint classes.
+    joint classes. What is right per control is counted too.
 
     Args:
         predict: most probable labels by the reward's own classifiers, or None.
-        heldout: held-out classifiers; used where there is one for every control.
+        heldout: held-out classifiers by control; they judge jointly where every control has one.
         controls: number of labels of each control.
         rows: samples that classifiers are given at once; None for all.
     """
@@ -58,24 +62,28 @@ class Judge:
     def __call__(self, sample: Tensor, condition: Mapping[str, int]) -> Quality:
         """Judge samples [N, *D] that were asked to show `condition`."""
         asked = {name: torch.full((len(sample),), label) for name, label in condition.items()}
-        heldout = None
-        if self.controls and set(self.heldout) == set(self.controls):
-            heldout = {
-                name: in_parts(
-                    model.log_probabilities, sample, rows=self.rows, recompute=False
-                ).argmax(1)
-                for name, model in self.heldout.items()
-            }
+        heldout = {
+            name: in_parts(model.log_probabilities, sample, rows=self.rows, recompute=False).argmax(
+                1
+            )
+            for name, model in self.heldout.items()
+        }
+        joint = bool(self.controls) and set(self.heldout) == set(self.controls)
         predicted = self.predict(sample)
         return Quality(
             asked=self._joint(asked, len(sample)),
             predicted=None if predicted is None else self._joint(predicted, len(sample)),
-            heldout=None if heldout is None else self._joint(heldout, len(sample)),
+            heldout=self._joint(heldout, len(sample)) if joint else None,
             diversity=diversity(sample),
+            right=self._right(predicted or {}, asked),
+            heldout_right=self._right(heldout, asked),
         )
 
     def combine(self, parts: Sequence[Quality]) -> dict[str, Any]:
-        """Figures over several sets of samples; accuracies and F1 are shares in [0, 1]."""
+        """Figures over several sets of samples; accuracies and F1 are shares in [0, 1].
+
+        Accuracies per control are None for controls that nothing judges.
+        """
         asked = torch.cat([part.asked for part in parts])
         figures: dict[str, Any] = {"samples": len(asked)}
         for prefix, labels in {
@@ -89,6 +97,14 @@ class Judge:
             predicted = torch.cat(seen)
             figures[f"{prefix}accuracy"] = float((predicted == asked).double().mean())
             figures[f"{prefix}macro_f1"] = self._macro_f1(predicted, asked)
+        for prefix, sets in {
+            "": [part.right for part in parts],
+            "heldout_": [part.heldout_right for part in parts],
+        }.items():
+            figures[f"{prefix}accuracy_per_control"] = {
+                name: _share([right[name] for right in sets if name in right])
+                for name in self.controls
+            }
         spread = [part.diversity for part in parts if part.diversity is not None]
         figures["diversity"] = sum(spread) / len(spread) if spread else None
         return figures
@@ -100,11 +116,43 @@ class Judge:
             index = index * num_labels + labels[name].cpu()
         return index
 
+    def _right(self, seen: Mapping[str, Tensor], asked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: seen[name].cpu() == asked[name] for name in self.controls if name in seen}
+
     def _macro_f1(self, predicted: Tensor, asked: Tensor) -> float:
         from torchmetrics.functional.classification import multiclass_f1_score
 
         score = multiclass_f1_score(predicted, asked, num_classes=self.num_classes, average="macro")
         return float(score)
+
+
+def in_words(figures: Mapping[str, Any]) -> str:
+    """What a judge says about a row of a summary, for people; empty where there is none.
+
+    Such as "right by a held-out judge: glasses 96 %, hat 95 %, both 92 %". Without any held-out
+    judge it is what the reward's own classifiers say.
+    """
+    for prefix, judge in {"heldout_": "a held-out judge", "": "the reward's own judge"}.items():
+        shares = figures[f"{prefix}accuracy_per_control"]
+        said = {name.replace("_", " "): s for name, s in shares.items() if s is not None}
+        if not said:
+            continue
+        if len(shares) == 1:
+            return f"right by {judge}: {_percent(next(iter(said.values())))}"
+        joint = figures[f"{prefix}accuracy"]
+        if joint is not None:
+            said["both" if len(shares) == 2 else "all"] = joint
+        return f"right by {judge}: " + ", ".join(f"{n} {_percent(s)}" for n, s in said.items())
+    return ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _share(parts: Sequence[Tensor]) -> float | None:
+    right = torch.cat(list(parts)) if parts else torch.zeros(0)
+    return float(right.double().mean()) if len(right) else None
 
 
 def diversity(sample: Tensor) -> float | None:

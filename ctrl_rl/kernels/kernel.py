@@ -108,6 +108,16 @@ class TransitionKernel(FixedPrecision):
             + expand_to(noise_weight, x) * residual
         )
 
+    def denoised(self, x: Tensor, mean: Tensor, step: Tensor) -> Tensor:
+        """The clean estimate [B, *S] behind a mean: `mean` turned around, for steps 0 .. K-1.
+
+        Where the kernel clips, it is the one that would have led there without a clip.
+        """
+        residual_weight = self.noise_weight[step] / self.noise[step]
+        clean_weight = self.denoised_weight[step] - residual_weight * self.signal[step]
+        latent_weight = self.sample_weight[step] + residual_weight
+        return (mean - expand_to(latent_weight, x) * x) / expand_to(clean_weight, x)
+
     def moments(self, x: Tensor, denoised: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, *S] and standard deviation [B] > 0 of the next latent, for steps 0 .. K-1."""
         return self.mean(x, denoised, step), self.scale[step]

@@ -112,6 +112,12 @@ class NetworkDenoiser(Denoiser):
             )
         self.levels = noise_levels(scheduler_config)
         self.compiled = False
+        # What lies in memory in another order is multiplied in another way by weights that are
+        # trained than by frozen ones, and on some processors rounded otherwise: a policy's copy
+        # would not equal the prior bit for bit.
+        for module in network.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(_contiguous)
 
     def compile_network(self, backend: str) -> bool:
         """Compile the network; its weights and their names stay as they are."""
@@ -146,6 +152,11 @@ class NetworkDenoiser(Denoiser):
         return (x.float() - noise * prediction) / signal
 
 
+def _contiguous(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    del module
+    return tuple(tensor.contiguous() for tensor in given)
+
+
 def _of_any_batch(tensor: Tensor) -> Tensor:
     """A tensor whose first size and whose strides need no graph of their own in `torch.compile`."""
     tensor = tensor.clone(memory_format=torch.contiguous_format)  # expanded ones have stride 0
@@ -169,19 +180,6 @@ class Prompts:
     def all(self) -> tuple[str, ...]:
         """Every prompt once, in the order of their places; the place behind the last is none."""
         return tuple(dict.fromkeys((*self.training, *self.evaluation)))
-
-    def place(self, prompt: str) -> int:
-        """Where a prompt is in `all`.
-
-        Raises:
-            ConfigError: it is none of them.
-        """
-        if prompt not in self.all:
-            raise ConfigError(
-                f"unknown prompt '{prompt}'; {did_you_mean(prompt, self.all)}; others can be added "
-                "to prior.evaluation_prompts"
-            )
-        return self.all.index(prompt)
 
 
 class Prior(nn.Module):

@@ -20,7 +20,8 @@ from ctrl_rl.rewards.reward import Reward, checked_weights
 class LabelModel(Protocol):
     """Anything that gives normalised log-probabilities of labels.
 
-    One whose result has no gradient says `differentiable = False`.
+    One whose result has no gradient says `differentiable = False`; one whose labels are called
+    something says `label_names`, one for each.
     """
 
     num_labels: int
@@ -49,6 +50,9 @@ class ClassifierReward(Reward):
         self.requires_grad_(False).eval()
         self.weights = checked_weights(weights, classifiers)
         self.controls = {name: model.num_labels for name, model in classifiers.items()}
+        self.label_names = {
+            name: getattr(model, "label_names", ()) for name, model in classifiers.items()
+        }
         self.differentiable = all(
             getattr(model, "differentiable", True) for model in classifiers.values()
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.labels import check_label_names
 
 
 class Measure(Protocol):
@@ -32,14 +33,24 @@ class Graded(nn.Module):
         measure: gives the quantity.
         edges: between the classes, ascending, in the measure's unit; one more class than edges.
         std: of the error, > 0, in the same unit.
+        label_names: what the classes are called, in their order, such as [small, large]; none where
+            they are numbers.
 
     Raises:
-        ConfigError: edges that do not ascend, or a standard deviation of 0 or less.
+        ConfigError: edges that do not ascend, a standard deviation of 0 or less, or names that do
+            not tell the classes apart.
     """
 
     edges: Tensor
 
-    def __init__(self, *, measure: Measure, edges: Sequence[float], std: float) -> None:
+    def __init__(
+        self,
+        *,
+        measure: Measure,
+        edges: Sequence[float],
+        std: float,
+        label_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         if not edges or any(not low < high for low, high in pairwise(edges)):
             raise ConfigError(f"edges={list(edges)} must ascend, such as [-110, -85, -60]")
@@ -48,6 +59,8 @@ class Graded(nn.Module):
         self.measure = measure
         self.differentiable = measure.differentiable
         self.num_labels, self.std = len(edges) + 1, float(std)
+        check_label_names("label_names", label_names, self.num_labels)
+        self.label_names = tuple(label_names)
         self.register_buffer("edges", torch.tensor([float(edge) for edge in edges]))
 
     def log_probabilities(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ctrl_rl.assets import resolve, unreachable
 from ctrl_rl.errors import ConfigError, check_choice
+from ctrl_rl.labels import distinct
 from ctrl_rl.rewards.loading import linear_head, read_weights, source, transformers_package
 from ctrl_rl.rewards.processors import Pixels
 from ctrl_rl.texts import warn_of_long
@@ -46,6 +47,8 @@ class ImageClassifier(nn.Module):
         self.network, self.pixels = _loaded("AutoModelForImageClassification", path)
         chosen = _chosen(path, self.network.config, labels)
         self.num_labels, self.temperature = len(chosen), temperature
+        called = {int(place): name for place, name in self.network.config.id2label.items()}
+        self.label_names = distinct([called[place] for place in chosen])
         self.register_buffer("chosen", torch.tensor(chosen), persistent=False)
 
     def log_probabilities(self, x: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ class TextClassifier(nn.Module):
         if isinstance(texts, str) or len(texts) < 2:
             raise ConfigError(f"texts={texts} must be a list of two or more, one for every label")
         model, self.pixels = _loaded("CLIPModel", path)
-        self.num_labels = len(texts)
+        self.num_labels, self.label_names = len(texts), distinct(texts)
         self.scale = float(model.logit_scale.exp())
         self.register_buffer(
             "texts", _encoded(model, _tokenizer("path", path), texts), persistent=False

@@ -7,10 +7,12 @@ have 0) makes the gap certified; without one it is only estimated.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError, check_choice
+from ctrl_rl.labels import all_names
 
 
 def checked_weights(
@@ -34,6 +36,8 @@ class Reward(nn.Module, ABC):
 
     Attributes:
         controls: number of labels of each named control, without the null label.
+        label_names: what the labels of each control are called; "0", "1" and so on where a reward
+            does not set it.
         differentiable: whether gradients flow to the sample.
         upper_bound: nats that no reward exceeds, or None where that is not known.
         reads_prompts: whether it needs the prompt under "prompt" of its control; a prior without
@@ -44,6 +48,22 @@ class Reward(nn.Module, ABC):
     differentiable: bool
     upper_bound: float | None
     reads_prompts: bool = False
+    _named: Mapping[str, Sequence[str]] = MappingProxyType({})
+
+    @property
+    def label_names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the labels of every control, in their order, without the null label.
+
+        Set it to the names that there are, by control; numbers are the names of the others.
+
+        Raises:
+            ConfigError: names that do not tell a control's labels apart.
+        """
+        return all_names(self.controls, self._named)
+
+    @label_names.setter
+    def label_names(self, names: Mapping[str, Sequence[str]]) -> None:
+        self._named = dict(names)
 
     def train(self, mode: bool = True) -> "Reward":
         """Stay in evaluation mode: a reward is no part of what is trained."""

@@ -27,6 +27,7 @@ class WeightedSum(Reward):
         if not rewards:
             raise ConfigError("rewards is empty; give rewards by names of your own")
         self.controls = {}
+        named: dict[str, tuple[str, ...]] = {}
         for name, reward in rewards.items():
             twice = sorted(self.controls.keys() & reward.controls)
             if twice:
@@ -35,6 +36,8 @@ class WeightedSum(Reward):
                     "sum has; give it another name in one of them"
                 )
             self.controls |= reward.controls
+            named |= reward.label_names
+        self.label_names = named
         self.rewards = nn.ModuleDict(rewards)
         self.requires_grad_(False).eval()
         self.weights = checked_weights(weights, rewards)

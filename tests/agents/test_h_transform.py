@@ -15,7 +15,7 @@ from ctrl_rl.condition_rewards import condition_rewards
 from ctrl_rl.critics import ConditionValues, condition_number
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.nets import StepwiseEncoder
+from ctrl_rl.image_nets import StepwiseEncoder
 from ctrl_rl.plans import RolloutPlan, TaskSpec, at_progress
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rollouts import rollout

@@ -248,7 +248,22 @@ def test_save_and_load_are_bitwise(build: type[nn.Module], tmp_path: Path) -> No
         assert loaded.state_dict()[name].dtype == value.dtype
     assert torch.equal(loaded(images()), classifier(images()))
     assert loaded.metadata == {"seed": 7} and loaded.num_labels == 10
+    assert loaded.label_names == ()
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_names_of_labels_are_saved_and_older_files_have_none(tmp_path: Path) -> None:
+    network = perceptron(num_labels=2)
+    Classifier(network=network, num_labels=2, label_names=["no", "yes"]).save(tmp_path)
+    assert Classifier.load(tmp_path).label_names == ("no", "yes")
+    description = tmp_path / "classifier.json"
+    content = json.loads(description.read_text())
+    assert content.pop("label_names") == ["no", "yes"]
+    description.write_text(json.dumps(content))
+    assert Classifier.load(tmp_path).label_names == ()
+    for names in (["no"], ["no", "no"], ["no", 1], "no"):
+        with pytest.raises(ConfigError, match="must be 2 different names, one per label"):
+            Classifier(network=network, num_labels=2, label_names=names)  # type: ignore[arg-type]
 
 
 def test_a_network_of_your_own_is_loaded_by_giving_it(tmp_path: Path) -> None:
@@ -306,6 +321,7 @@ def test_run_writes_everything_and_replaces_only_classifiers(
     assert {file.name for file in (tmp_path / "out").iterdir()} == files
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == vars(report)
     metadata = Classifier.load(tmp_path / "out").metadata
+    assert Classifier.load(tmp_path / "out").label_names == tuple("0123456789")  # the dataset's
     assert metadata["dataset_fingerprint"] == digits.fingerprint
     assert metadata["splits"]["train"] == "train"
     assert run() == report

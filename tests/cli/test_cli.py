@@ -3,11 +3,14 @@
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from running import SMALL, contents, summary, train
 
+from ctrl_rl import load_run
 from ctrl_rl.cli import main
 
 AGENT = '''
@@ -102,6 +105,38 @@ def test_sample_writes_arrays_and_pictures(tmp_path):
     assert np.load(out / f"{name}.npz")["samples"].shape == (5, 2)
 
 
+def test_sample_takes_strengths_of_the_same_noise(tmp_path, capsys):
+    run = train(tmp_path, "run", "env=digits", "kernel.num_steps=3", "trainer.updates=1")
+    assert {"samples.png", "denoising.gif"} <= {file.name for file in run.iterdir()}
+    words = ["sample", f"run={run}", "control=3", "n=3", f"out={tmp_path / 'out'}"]
+    assert main([*words, "strengths=[0,0.5, 1]"]) == 0
+    file = tmp_path / "out" / "sample-3-strengths0,0.5,1-seed0"
+    drawn = np.load(f"{file}.npz")
+    assert list(drawn["strengths"]) == [0, 0.5, 1]
+    loaded = load_run(run)
+    for strength, samples in zip((0, 0.5, 1), drawn["samples"], strict=True):
+        alone = loaded.sample(3, n=3, strength=strength)
+        assert np.array_equal(samples, alone.numpy())
+    assert not np.array_equal(drawn["samples"][0], drawn["samples"][1])
+    for path in (run / "denoising.gif", Path(f"{file}.gif")):
+        with Image.open(path) as film:
+            assert film.n_frames == 3 + 2  # x_0 to x_K, and the sample
+    assert main(words) == 0
+    assert np.array_equal(
+        np.load(tmp_path / "out" / "sample-3-strength1-seed0.npz")["samples"], drawn["samples"][2]
+    )
+    for word, hint in {
+        "strengths=[1] strength=1": "strength= or strengths=, not both",
+        "strengths=0.5": "must be a list of numbers, such as [0,0.5,1,1.5,2]",
+        "strengths=[]": "must be a list of numbers",
+        "strengths=[1,x]": "strengths=x is not a number",
+        "strengths=[1,1.0]": "names a strength twice",
+        "strengths=[0,-1]": "strengths=[0,-1] must be >= 0",
+    }.items():
+        assert main([*words, *word.split()]) == 2
+        assert hint in capsys.readouterr().err
+
+
 def test_evaluate_takes_overrides(tmp_path):
     run = train(tmp_path)
     costs = summary(run)
@@ -133,7 +168,7 @@ def test_help_is_light(words):
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.0
-    shown = "control=3" if "sample" in words else "env=digits|gaussian|mixture1d|mixture2d"
+    shown = "control=3" if "sample" in words else "env=digits|faces|gaussian|mixture1d"
     assert shown in done.stdout
     assert all(len(line) <= 100 for line in done.stdout.splitlines())
 

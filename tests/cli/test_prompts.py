@@ -90,7 +90,7 @@ def test_train_evaluate_sample(kind, agent, words, tmp_path, capsys):
     by_name = loaded.sample(asked, n=2)
     assert torch.equal(by_name, loaded.sample({"prompt": 1, "level": 0}, n=2))
     assert not torch.equal(by_name, loaded.sample(asked, n=2, strength=0.0))
-    with pytest.raises(ConfigError, match="level='dark' must be a whole number"):
+    with pytest.raises(ConfigError, match="'dark' of control level; accepted: 0, 1, any"):
         loaded.sample({"prompt": "a cat", "level": "dark"})
 
 

@@ -130,7 +130,7 @@ def test_train_refuses(given, tmp_path, monkeypatch, capsys):
         ("sample run=runs/mine", "control.direction="),
         ("sample run=runs/mine control=99", "0 to 2"),
         ("sample run=runs/mine control=-1", "0 to 2"),
-        ("sample run=runs/mine control=abc", "not a whole number"),
+        ("sample run=runs/mine control=abc", "unknown label 'abc' of control direction"),
         ("sample run=runs/mine control.digit=1", "direction"),
         ("sample run=runs/mine control=1 control.direction=1", "not both"),
         ("sample run=runs/mine contrl=1", "did you mean 'control'"),

@@ -171,6 +171,8 @@ def test_control_can_be_chosen() -> None:
     envs = make_vec("Mixture2d", 3)
     observation, _ = envs.reset(options={"control": {"group": np.array([0, 3, 1])}})
     assert observation["control_group"].tolist() == [0, 3, 1]
+    observation, _ = envs.reset(options={"control": {"group": np.array(["0", "3", "any"])}})
+    assert observation["control_group"].tolist() == [0, 3, 4]
     with pytest.raises(ConfigError, match="give one seed"):
         envs.reset(seed=[1, 2, 3])
 

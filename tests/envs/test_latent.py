@@ -147,6 +147,9 @@ def test_controls_are_given_by_label_or_batch_and_null_where_missing() -> None:
         ({"group": 2}, [2, 2, 2, 2]),
         ({"group": torch.tensor([3, 0, 1, 4])}, [3, 0, 1, 4]),
         ({}, [4, 4, 4, 4]),
+        ({"group": "2"}, [2, 2, 2, 2]),
+        ({"group": "any"}, [4, 4, 4, 4]),
+        ({"group": ["3", 0, "any", "4"]}, [3, 0, 4, 4]),
     ):
         episode = rollout(env, policy, control=given)
         assert episode[keys.CONTROL, "group"][:, 0].tolist() == expected
@@ -162,6 +165,9 @@ def test_controls_are_given_by_label_or_batch_and_null_where_missing() -> None:
         ({"group": 1.5}, "use whole labels 0 to 3"),
         ({"grop": 1}, "did you mean 'group'"),
         ({"group": [0, 1, 2]}, "give one label, or 4 labels"),
+        ({"group": "7"}, "use whole labels 0 to 3"),
+        ({"group": "1.5"}, "unknown label '1.5' of control group; .*accepted: 0, 1, 2, 3, any"),
+        ({"group": [0, 1, "ani", 2]}, "did you mean 'any'"),
     ],
 )
 def test_wrong_controls_are_refused_with_the_fix(control: dict[str, object], fix: str) -> None:

@@ -1,6 +1,7 @@
 """What is exported draws the run's own images: in a stock pipeline, and with the control."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_lora_in_a_stock_pipeline_is_the_policy_without_a_control(exported):
     images = drawn(pipeline, ["a dog"] * 2, **call)
     env = LatentEnv(process, num_envs=2, seed=3)
     with torch.no_grad():
-        episode = rollout(env, run.policy, control={"prompt": process.prior.prompts.place("a dog")})
+        episode = rollout(env, run.policy, control={"prompt": "a dog"})
     actions = episode[keys.ACTION].unbind(1)
     kept = latents[-len(process.kernel.timesteps) :]
     for k, (found, action) in enumerate(zip(kept, actions, strict=False)):
@@ -152,6 +153,25 @@ def test_export_without_a_control(case, made, tmp_path):
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
 
 
+def test_names_of_labels_are_exported_and_older_folders_have_none(exported, tmp_path):
+    _, folder, _, _ = exported
+    settings = json.loads((folder / "control.json").read_text())
+    assert settings["label_names"] == {"level": ["0", "1"]}
+    images = []
+    for names in ({"level": ["dark", "bright"]}, None):
+        changed = tmp_path / str(names is None)
+        shutil.copytree(folder, changed)
+        content = settings | {"label_names": names}
+        if names is None:
+            del content["label_names"]
+        (changed / "control.json").write_text(json.dumps(content))
+        pipeline = ControlledPipeline.from_pretrained(changed)
+        pipeline.pipeline.set_progress_bar_config(disable=True)
+        control = {"level": ["any", "bright"] if names else [2, 1]}
+        images.append(drawn(pipeline, ["a cat"] * 2, control))
+    assert torch.equal(*images)
+
+
 def test_an_interrupted_call_leaves_the_adapters_on(exported, monkeypatch):
     run, folder, _, _ = exported
     pipeline = ControlledPipeline.from_pretrained(folder)
@@ -181,6 +201,8 @@ def test_controls_are_checked(exported):
         pipeline("a cat", control={"level": 3})
     with pytest.raises(ConfigError, match="give one label, or 1 labels"):
         pipeline("a cat", control={"level": [0, 1]})
+    with pytest.raises(ConfigError, match="unknown label 'hi' of control level; .*0, 1, any"):
+        pipeline("a cat", control={"level": "hi"})
     with pytest.raises(ConfigError, match="must be >= 0"):
         pipeline("a cat", strength=-1.0)
     with pytest.raises(ConfigError, match="give a prompt, or prompt_embeds"):

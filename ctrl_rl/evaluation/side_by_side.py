@@ -1,0 +1,107 @@
+"""The same noise with and without control: what the pretrained model draws, and the policy.
+
+Every strip starts at the same latents and gets the same noise at every step, so that its n-th
+sample is another's n-th sample, before or after. Nothing here is measured: the figures of an
+evaluation come from draws of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctrl_rl import keys
+from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.labels import Labels
+from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
+from ctrl_rl.rollouts import rollout
+
+BEFORE = "before: the pretrained model"
+MOST_CONDITIONS = 12  # that are shown
+_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Episodes of one policy under one condition.
+
+    Attributes:
+        title: what it is, in plain words.
+        latents: [n, K + 1, *S], from the noise x_0 to x_K.
+        samples: [n, *D], the clean samples.
+    """
+
+    title: str
+    latents: Tensor
+    samples: Tensor
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The pretrained model's strip, and the policy's from the same noise, one per condition."""
+
+    before: Strip
+    after: tuple[Strip, ...]
+
+
+def draw_strip(
+    process: DenoisingProcess,
+    policy: DenoisingPolicy,
+    control: Mapping[str, Labels],
+    *,
+    title: str,
+    n: int = _SAMPLES,
+    seed: int,
+) -> Strip:
+    """Roll a policy out; strips of the same n and seed have the same noise.
+
+    Args:
+        process: the MDP.
+        policy: what acts.
+        control: labels by name, for all n or each; without any the noise would be used otherwise.
+        title: of the strip.
+        n: number of episodes.
+        seed: of the noise.
+    """
+    env = LatentEnv(process, num_envs=n, seed=seed, device=process.kernel.scale.device)
+    with torch.no_grad():
+        episodes = rollout(env, policy, control=control)
+    latents = torch.cat([episodes[keys.X], episodes[keys.ACTION][:, -1:]], 1)
+    return Strip(title=title, latents=latents, samples=episodes[keys.SAMPLE][:, -1])
+
+
+def compare(
+    process: DenoisingProcess,
+    policy: DenoisingPolicy,
+    conditions: Sequence[Mapping[str, int]],
+    *,
+    n: int = _SAMPLES,
+    seed: int,
+) -> list[Comparison]:
+    """Draw the pretrained model and the policy from the same noise under every condition.
+
+    Args:
+        process: the MDP.
+        policy: what is compared with the pretrained model.
+        conditions: labels by name; those that share a prompt stand together.
+        n: episodes per condition.
+        seed: of the noise, which all conditions share.
+
+    Returns:
+        One comparison per prompt; one in all where the prior has none.
+    """
+    found: list[tuple[Strip, list[Strip]]] = []
+    prompt = None
+    for index, condition in enumerate(conditions):
+        if index == 0 or condition.get(keys.PROMPT) != prompt:
+            prompt = condition.get(keys.PROMPT)
+            title = BEFORE
+            if prompt is not None:
+                title = f"before: {process.title_of({keys.PROMPT: prompt})}"
+            prior = PriorPolicy(process.kernel)  # which sees nothing of the condition but a prompt
+            found.append((draw_strip(process, prior, condition, title=title, n=n, seed=seed), []))
+        named = process.title_of(condition)
+        found[-1][1].append(draw_strip(process, policy, condition, title=named, n=n, seed=seed))
+    return [Comparison(before, tuple(after)) for before, after in found]
