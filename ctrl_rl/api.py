@@ -16,7 +16,7 @@ from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, RunError
 from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
 from ctrl_rl.evaluation.side_by_side import Strip, draw_strip
-from ctrl_rl.labels import Labels, described
+from ctrl_rl.labels import Label, Labels, described
 from ctrl_rl.policies import DenoisingPolicy, StrengthPolicy
 from ctrl_rl.priors import Prior
 from ctrl_rl.runs import Run
@@ -164,16 +164,26 @@ class LoadedRun:
         self,
         plan: EvaluationPlan | None = None,
         report: Callable[[int, int], None] = lambda done, total: None,
+        conditions: Sequence[Mapping[str, Label]] | None = None,
     ) -> Evaluation:
         """Measure the policy.
 
         Args:
             plan: numbers of samples and the like; None for what the config's `evaluation` says.
             report: called with (conditions done, conditions in all), for a progress bar.
+            conditions: what is asked for, such as `[{"hat": "yes"}, {"glasses": "no"}]`; a control
+                that is left out is asked for nothing. None for every combination of labels.
         """
         plan = plan or build.build_evaluation_plan(self.config)
         heldout = build.build_heldout(self.config, self.env.process)
-        return evaluate(self.env.process, self.policy, plan, heldout=heldout, report=report)
+        return evaluate(
+            self.env.process,
+            self.policy,
+            plan,
+            heldout=heldout,
+            conditions=conditions,
+            report=report,
+        )
 
 
 def load_run(path: str | Path, checkpoint: int | None = None) -> LoadedRun:

@@ -162,12 +162,16 @@ def pretrain(config: DictConfig) -> int:
     from ctrl_rl.pretrain import pretrain as run_pretrain
 
     build.set_threads(config)
-    plan = build.build_pretrain_plan(config)
+    device, plan = build.build_device(config), build.build_pretrain_plan(config)
     dataset = build.build_dataset(config)
     say(f"{config.out}: pretraining the prior {config.choices.prior}")
     with bar("pretrain", plan.updates) as report:
         figures = run_pretrain(
-            dataset, plan, Path(config.out), report=lambda done, loss: report(done, {"loss": loss})
+            dataset,
+            plan,
+            Path(config.out),
+            device=device,
+            report=lambda done, loss: report(done, {"loss": loss}),
         )
     text = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
     say(f"{config.out}: {text}")

@@ -55,12 +55,14 @@ class ModulatedImageNetwork(nn.Module):
             width=width,
             depth=depth,
         )
-        self.padding = [-side % self._SQUARE for side in self.sides]
-        area = self._SQUARE**2
-        self.first = nn.Conv2d(area * (incoming + outputs), channels, 3, padding=1)
         self.blocks = nn.ModuleList(
             _ModulatedBlock(num_steps, controls, channels) for _ in range(blocks)
         )
+        if not blocks:
+            return
+        self.padding = [-side % self._SQUARE for side in self.sides]
+        area = self._SQUARE**2
+        self.first = nn.Conv2d(area * (incoming + outputs), channels, 3, padding=1)
         self.norm, self.last = nn.GroupNorm(1, channels), nn.Conv2d(channels, area * outputs, 1)
         self.modulation = Modulation(num_steps, controls, channels)
         for parameter in self.last.parameters():
@@ -69,9 +71,12 @@ class ModulatedImageNetwork(nn.Module):
     def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Evaluate at x [B, C, H, W], steps [B] in 0 .. K-1, labels [B]: [B, outputs, H, W]."""
         height, width = self.sides
-        seen = nn.functional.adaptive_avg_pool2d(x, (self.coarse[0], self.coarse[1])).flatten(1)
-        draft = self.draft(seen, step, control).unflatten(1, (-1, *self.coarse))
-        draft = nn.functional.interpolate(draft, (height, width))
+        seen, smaller = x, self.coarse != self.sides
+        if smaller:
+            seen = nn.functional.adaptive_avg_pool2d(x, (self.coarse[0], self.coarse[1]))
+        draft = self.draft(seen.flatten(1), step, control).unflatten(1, (-1, *self.coarse))
+        if smaller:
+            draft = nn.functional.interpolate(draft, (height, width))
         if not self.blocks:
             return draft
         given = torch.cat([x, draft], dim=1)

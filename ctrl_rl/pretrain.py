@@ -65,18 +65,20 @@ def pretrain(
     plan: PretrainPlan,
     out: Path,
     *,
+    device: torch.device | str = "cpu",
     report: Callable[[int, float], None] = lambda update, loss: None,
 ) -> dict[str, Any]:
     """Train an unconditional UNet by the denoising objective and save it as a `DDPMPipeline`.
 
     The target is what the scheduler's `prediction_type` says: noise (Ho, Jain, Abbeel 2020, eq.
     14), velocity (Salimans and Ho 2022, app. D) or the sample itself; mean squared error, timesteps
-    uniform. Deterministic on a CPU.
+    uniform. Random numbers are the CPU's on every device. Deterministic on a CPU.
 
     Args:
         dataset: its `plan.split` is used, and nothing else of it.
         plan: architecture, scheduler and optimisation.
         out: the folder to write; existing files in it are replaced.
+        device: where the network is trained.
         report: called with (finished updates, loss), for a progress bar.
 
     Returns:
@@ -91,7 +93,7 @@ def pretrain(
     generator = torch.Generator().manual_seed(plan.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        unet = _build(diffusers.UNet2DModel, plan.unet, "recipe.unet")
+        unet = _build(diffusers.UNet2DModel, plan.unet, "recipe.unet").to(device)
     scheduler = _build(diffusers.DDPMScheduler, plan.scheduler, "recipe.scheduler")
     optimizer = torch.optim.AdamW(
         unet.parameters(),
@@ -119,7 +121,9 @@ def pretrain(
         average.update_parameters(unet)
         losses.append(loss.item())
         report(update + 1, losses[-1])
-    trained = average.module.half() if plan.half else average.module
+    trained = average.module.cpu()
+    if plan.half:
+        trained = trained.half()
     tail = losses[-max(1, plan.updates // 10) :]
     figures = {
         "parameters": sum(p.numel() for p in trained.parameters()),
@@ -149,8 +153,9 @@ def _denoising_loss(
     timestep = torch.randint(limit, (len(clean),), generator=generator)
     noisy = scheduler.add_noise(clean, noise, timestep)
     target = _TARGETS[scheduler.config.prediction_type](scheduler, clean, noise, timestep)
-    prediction = unet(noisy, timestep, return_dict=False)[0]
-    return nn.functional.mse_loss(prediction, target)
+    device = next(unet.parameters()).device
+    prediction = unet(noisy.to(device), timestep.to(device), return_dict=False)[0]
+    return nn.functional.mse_loss(prediction, target.to(device))
 
 
 def _model_card(plan: PretrainPlan, figures: dict[str, Any]) -> str:

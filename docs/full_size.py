@@ -1,11 +1,12 @@
 """Seconds and peak memory of updates on a full-size Stable Diffusion 1.5 with random weights.
 
-    python docs/full_size.py [cuda] [float16] [microbatch]
+    python docs/full_size.py [cuda] [float16] [episodes] [microbatch]
 
-builds the pipeline in `runs/full_size` (about 4 GB), then makes one rollout and two updates of
-`ctrl`, `adjoint` and `ppo` with 64 episodes of 50 steps at 512 x 512, and prints images per second
-of the rollout, seconds and peak memory of the second update; `docs/memory_plan.py` has what is to
-be expected.
+builds the pipeline in `runs/full_size` (about 4 GB), times a rollout of so many episodes (64) of 50
+steps at 512 x 512 with guidance, then an update of `ctrl`, `adjoint` and `ppo`, its rollout
+included. It prints images per second of the rollout, seconds and peak memory of the updates;
+`docs/memory_plan.py` has what is to be expected. A single episode goes first, so that nothing is
+loaded or tuned while the clock runs.
 Without a device it is a rehearsal: the small pipeline of the tests, 4 episodes, on the CPU.
 """
 
@@ -15,8 +16,11 @@ from pathlib import Path
 
 import memory_plan
 import torch
+from memory_plan import learner_on
 
-from ctrl_rl.checks import fit_microbatch, set_microbatch
+from ctrl_rl.checks import set_microbatch
+from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.learner import Learner
 from ctrl_rl.replay import Replay
 from ctrl_rl.rollouts import rollout
 
@@ -57,51 +61,65 @@ def pipeline(full: bool) -> Path:
     return folder
 
 
-def measured(agent: str, folder: Path, device: str, dtype: str, rows: int | None) -> str:
-    """A row of the table."""
-    episodes = memory_plan.EPISODES if device != "cpu" else 4
-    env, learner = memory_plan.learner_on(
-        agent, folder, episodes=episodes, dtype=dtype, device=device
-    )
-    if rows is None:
-        rows = fit_microbatch(env, learner) if device != "cpu" else episodes
-    set_microbatch(env, learner, rows)
+def now(device: str) -> float:
+    """Seconds, once the device has done all that it was told."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.monotonic()
 
-    def synchronised() -> float:
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return time.monotonic()
 
+def update(env: LatentEnv, learner: Learner) -> None:
+    """One update of an agent with one plan."""
     (plan,) = learner.agent.plans.values()
-    replay = Replay(plan, env.generator)
-    with torch.no_grad():
-        start = synchronised()
-        rollout(env, learner.policy)
-        images = episodes / (synchronised() - start)
+    episode = learner.agent.prepare(rollout(env, learner.policy, plan=plan))
+    for pieces in Replay(plan, env.generator).batches(episode, learner.policy):
+        for piece in pieces:
+            learner.backward(learner.agent.loss(piece))
+        learner.step(0)
+
+
+def images_per_second(folder: Path, device: str, dtype: str, episodes: int, rows: int) -> float:
+    """Of a rollout without gradients, the log-ratios included."""
     seconds = 0.0
-    for update in range(2):
-        if device != "cpu":
-            torch.cuda.reset_peak_memory_stats()
-        start = synchronised()
-        episode = learner.agent.prepare(rollout(env, learner.policy, plan=plan))
-        for pieces in replay.batches(episode, learner.policy):
-            for piece in pieces:
-                learner.backward(learner.agent.loss(piece))
-            learner.step(update)
-        seconds = synchronised() - start
+    for count in (1, episodes):
+        env, learner = learner_on("ppo", folder, episodes=count, dtype=dtype, device=device)
+        set_microbatch(env, learner, rows)
+        start = now(device)
+        with torch.no_grad():
+            rollout(env, learner.policy)
+        seconds = now(device) - start
+    return episodes / seconds
+
+
+def row(agent: str, folder: Path, device: str, dtype: str, episodes: int, rows: int) -> str:
+    """A row of the table."""
+    env, learner = learner_on(agent, folder, episodes=1, dtype=dtype, device=device)
+    update(env, learner)
+    env, learner = learner_on(agent, folder, episodes=episodes, dtype=dtype, device=device)
+    set_microbatch(env, learner, rows)
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    start = now(device)
+    update(env, learner)
+    seconds = now(device) - start
     peak = torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else float("nan")
-    return f"| `{agent}` | {dtype} | {rows} | {images:.2f} | {seconds:.0f} | {peak:.1f} |"
+    return f"| `{agent}` | {dtype} | {episodes} | {rows} | {seconds:.0f} | {peak:.1f} |"
 
 
-def main(device: str = "cpu", dtype: str = "float32", rows: str | None = None) -> None:
+def main(
+    device: str = "cpu", dtype: str = "float32", episodes: str = "64", microbatch: str = "16"
+) -> None:
     """Print the table."""
     folder = pipeline(full=device != "cpu")
     name = torch.cuda.get_device_name() if device != "cpu" else "CPU, small pipeline: a rehearsal"
-    print(f"{name}, torch {torch.__version__}\n")
-    print("| agent | dtype | microbatch | images/s of a rollout | s per update | peak GB |")
-    print("|---|---|---:|---:|---:|---:|")
+    count = int(episodes) if device != "cpu" else 4
+    rows = min(int(microbatch), count)
+    speed = images_per_second(folder, device, dtype, count, rows)
+    print(f"{name}, torch {torch.__version__}: {speed:.2f} images/s of a rollout\n", flush=True)
+    print("| agent | dtype | episodes | microbatch | s per update | peak GB |")
+    print("|---|---|---:|---:|---:|---:|", flush=True)
     for agent in ("ctrl", "adjoint", "ppo"):
-        print(measured(agent, folder, device, dtype, int(rows) if rows else None), flush=True)
+        print(row(agent, folder, device, dtype, count, rows), flush=True)
 
 
 if __name__ == "__main__":

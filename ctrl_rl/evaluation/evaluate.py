@@ -12,7 +12,7 @@ and all conditions where it has no prompts.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from ctrl_rl.evaluation.bounds import Estimate
 from ctrl_rl.evaluation.estimators import rejection_mask
 from ctrl_rl.evaluation.gap import GapReport, average_gap_reports, gap_report
 from ctrl_rl.evaluation.quality import Judge, Quality
+from ctrl_rl.labels import Label
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 from ctrl_rl.rewards.classifier import LabelModel
 from ctrl_rl.rollouts import rollout
@@ -113,6 +114,7 @@ def evaluate(
     plan: EvaluationPlan,
     *,
     heldout: Mapping[str, LabelModel] | None = None,
+    conditions: Sequence[Mapping[str, Label]] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Measure a policy on every condition.
@@ -122,13 +124,18 @@ def evaluate(
         policy: what is measured.
         plan: numbers of samples, confidence, seed.
         heldout: classifiers by control that training never saw.
+        conditions: what is asked for, such as `[{"hat": "yes"}]`; a control that is left out is at
+            its null label. None for every combination of labels.
         report: called with (conditions done, conditions in all), for a progress bar.
 
     Returns:
         Figures, samples and names of conditions. All rewards and gaps are in nats.
+
+    Raises:
+        ConfigError: a condition with a control or a label that does not exist.
     """
     with torch.no_grad():
-        conditions = process.conditions
+        conditions = _places(process, conditions)
         at_once = process.prior.denoiser.microbatch
         judge = Judge(process.predict, dict(heldout or {}), process.controls, at_once)
         generator = torch.Generator(device=process.kernel.scale.device).manual_seed(plan.seed)
@@ -188,6 +195,16 @@ def evaluate(
         samples.pop("exact")
     summary = _summarise(names, gaps, rows, rewards, kl, judge)
     return Evaluation(summary=summary, samples=samples, conditions=names)
+
+
+def _places(
+    process: DenoisingProcess, conditions: Sequence[Mapping[str, Label]] | None
+) -> list[dict[str, int]]:
+    """Conditions with the place of every label, null labels included."""
+    if conditions is None:
+        return process.conditions
+    checked = [process.check_control(condition, 1) for condition in conditions]
+    return [{name: int(label) for name, label in each.items()} for each in checked]
 
 
 def _reward(process: DenoisingProcess, sample: Tensor, condition: Condition) -> Tensor:

@@ -25,6 +25,7 @@ class Quality:
         diversity: mean distance between two samples over sqrt(dimensions), or None for under two.
         right: by control, [N] whether the reward's classifiers see the asked label; empty if None.
         heldout_right: the same of held-out classifiers, for the controls that have one.
+        partial: whether a control was left at its null label, so that every label of it is right.
     """
 
     asked: Tensor
@@ -33,13 +34,15 @@ class Quality:
     diversity: float | None
     right: Mapping[str, Tensor] = field(default_factory=dict)
     heldout_right: Mapping[str, Tensor] = field(default_factory=dict)
+    partial: bool = False
 
 
 class Judge:
     """Judges samples by the reward's classifiers and by held-out ones.
 
     With several controls a sample is right where all its labels are: conditions are counted as
-    joint classes. What is right per control is counted too.
+    joint classes. What is right per control is counted too. A control at its null label is left
+    out of both.
 
     Args:
         predict: most probable labels by the reward's own classifiers, or None.
@@ -61,7 +64,8 @@ class Judge:
 
     def __call__(self, sample: Tensor, condition: Mapping[str, int]) -> Quality:
         """Judge samples [N, *D] that were asked to show `condition`."""
-        asked = {name: torch.full((len(sample),), label) for name, label in condition.items()}
+        given = {name: label for name, label in condition.items() if self._is_asked(name, label)}
+        asked = {name: torch.full((len(sample),), label) for name, label in given.items()}
         heldout = {
             name: in_parts(model.log_probabilities, sample, rows=self.rows, recompute=False).argmax(
                 1
@@ -71,12 +75,13 @@ class Judge:
         joint = bool(self.controls) and set(self.heldout) == set(self.controls)
         predicted = self.predict(sample)
         return Quality(
-            asked=self._joint(asked, len(sample)),
-            predicted=None if predicted is None else self._joint(predicted, len(sample)),
-            heldout=self._joint(heldout, len(sample)) if joint else None,
+            asked=self._joint(asked, asked, len(sample)),
+            predicted=None if predicted is None else self._joint(predicted, asked, len(sample)),
+            heldout=self._joint(heldout, asked, len(sample)) if joint else None,
             diversity=diversity(sample),
             right=self._right(predicted or {}, asked),
             heldout_right=self._right(heldout, asked),
+            partial=len(given) < len(condition),
         )
 
     def combine(self, parts: Sequence[Quality]) -> dict[str, Any]:
@@ -95,8 +100,9 @@ class Judge:
                 figures |= {f"{prefix}accuracy": None, f"{prefix}macro_f1": None}
                 continue
             predicted = torch.cat(seen)
+            partial = any(part.partial for part in parts)  # its conditions are not disjoint classes
             figures[f"{prefix}accuracy"] = float((predicted == asked).double().mean())
-            figures[f"{prefix}macro_f1"] = self._macro_f1(predicted, asked)
+            figures[f"{prefix}macro_f1"] = None if partial else self._macro_f1(predicted, asked)
         for prefix, sets in {
             "": [part.right for part in parts],
             "heldout_": [part.heldout_right for part in parts],
@@ -109,15 +115,20 @@ class Judge:
         figures["diversity"] = sum(spread) / len(spread) if spread else None
         return figures
 
-    def _joint(self, labels: Mapping[str, Tensor], n: int) -> Tensor:
-        """Labels of all controls as one class index [N], on the CPU; 0 without any control."""
+    def _is_asked(self, name: str, label: int) -> bool:
+        return label < self.controls.get(name, label + 1)  # prompts have no null label here
+
+    def _joint(self, labels: Mapping[str, Tensor], asked: Mapping[str, Tensor], n: int) -> Tensor:
+        """Labels of all controls asked for as one index [N], on the CPU; 0 without any."""
         index = torch.zeros(n, dtype=torch.int64)
         for name, num_labels in self.controls.items():
-            index = index * num_labels + labels[name].cpu()
+            if name in asked:
+                index = index * num_labels + labels[name].cpu()
         return index
 
     def _right(self, seen: Mapping[str, Tensor], asked: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: seen[name].cpu() == asked[name] for name in self.controls if name in seen}
+        known = [name for name in self.controls if name in seen and name in asked]
+        return {name: seen[name].cpu() == asked[name] for name in known}
 
     def _macro_f1(self, predicted: Tensor, asked: Tensor) -> float:
         from torchmetrics.functional.classification import multiclass_f1_score

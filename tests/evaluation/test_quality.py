@@ -59,6 +59,16 @@ def test_a_judge_of_one_control_judges_that_one() -> None:
     assert all(found[key] == whole[key] for key in whole if not key.startswith("heldout"))
 
 
+def test_a_control_that_was_not_asked_for_is_not_judged() -> None:
+    judge = Judge(predict, HELDOUT, CONTROLS)
+    alone = judge.combine([judge(FIRST, {"glasses": 1, "hat_size": 3})])
+    assert alone["accuracy"] == 2 / 4 and alone["heldout_accuracy"] == 3 / 4
+    assert alone["accuracy_per_control"] == {"glasses": 2 / 4, "hat_size": None}
+    assert alone["macro_f1"] is None and alone["heldout_macro_f1"] is None
+    nothing = judge.combine([judge(FIRST, {"glasses": 2, "hat_size": 3})])
+    assert nothing["accuracy"] == 1 and set(nothing["accuracy_per_control"].values()) == {None}
+
+
 def test_without_judges_nothing_is_said() -> None:
     judge = Judge(lambda sample: None, {}, CONTROLS)
     nothing = judge.combine([judge(FIRST, {"glasses": 1, "hat_size": 2})])
