@@ -9,7 +9,7 @@ help:
 	@echo "make demo     set up, give faces glasses and hats, certify the result (about 4 minutes)"
 	@echo "make digits   the same on digits, short and with a long recipe (about 45 minutes)"
 	@echo "make test     set up and run all checks (lint, types, layers, tests, wheel)"
-	@echo "make results  write the table and the picture of README.md from the demo's run"
+	@echo "make results  write the table and the picture of README.md from runs/demo and runs/faces_full"
 	@echo "make faces    draw the data set of faces again; needs node (about 6 minutes)"
 	@echo "make faces_results  the demo, its long recipe and other policies, into docs/faces (an hour)"
 	@echo "make benchmark  every agent on the closed-form tasks with five seeds, into report/"
@@ -36,7 +36,7 @@ digits: $(INSTALLED)
 	$(BIN)/python docs/results.py docs/digits/demo.md docs/digits/demo runs/demo_digits runs/digits_full
 
 results: $(INSTALLED)
-	$(BIN)/python docs/results.py README.md docs/demo runs/demo
+	$(BIN)/python docs/results.py README.md docs/demo runs/demo runs/faces_full
 
 faces: $(INSTALLED)
 	$(BIN)/python docs/faces/make.py ctrl_rl/assets/faces/data
@@ -50,7 +50,7 @@ faces_results: demo
 	$(BIN)/ctrl-rl train experiment=faces_full
 	$(BIN)/ctrl-rl train experiment=demo policy=fine_tuned run.name=demo_fine_tuned $(FINE_TUNED)
 	$(BIN)/ctrl-rl train experiment=demo policy=low_rank run.name=demo_low_rank $(LOW_RANK)
-	$(BIN)/python docs/results.py docs/faces/README.md docs/faces/full runs/faces_full runs/demo
+	$(MAKE) results
 	$(BIN)/python docs/faces/alone.py runs/demo docs/faces/README.md
 	$(BIN)/python docs/faces/policies.py docs/faces/README.md runs/demo runs/demo_fine_tuned runs/demo_low_rank
 	$(BIN)/ctrl-rl sample run=runs/demo control.glasses=yes control.hat=yes n=10 \
