@@ -75,7 +75,7 @@ def policy(process: DenoisingProcess, *, random: bool) -> SideImagePolicy:
         )
         if random:
             for parameter in made.parameters():
-                torch.nn.init.normal_(parameter, std=0.1)
+                torch.nn.init.normal_(parameter, std=0.3)
     return made
 
 
