@@ -182,6 +182,12 @@ def write_results(
         show_summary(run.path, summary)
         if not has_film and compared[0].before.samples.ndim == 4:
             say(NO_FILM)
+        gap, before = summary["gap_nats"], summary["prior"]["gap_nats"]
+        if gap > before:
+            say(
+                f"worse than no training: the gap is {gap:.2f} nats, the prior's {before:.2f};\n"
+                "try lower rates in trainer.learning_rate, or more of trainer.warmup"
+            )
 
 
 def _shown(figures: dict[str, float]) -> dict[str, float]:

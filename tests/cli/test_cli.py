@@ -158,6 +158,13 @@ def test_output_fits_80_columns_and_is_quiet(tmp_path, capsys, monkeypatch, recw
         assert word in told
 
 
+def test_a_training_that_ends_worse_than_its_prior_says_so(tmp_path, capsys):
+    train(tmp_path, "good", "env=mixture1d", "trainer.updates=30")
+    assert "worse than no training" not in capsys.readouterr().err
+    train(tmp_path, "bad", "env=mixture1d", "trainer.learning_rate.network=0.1")
+    assert "worse than no training" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], []])
 def test_help_is_light(words):
     code = (
