@@ -2,7 +2,7 @@
 
     python docs/full_size.py [cuda] [float16] [episodes] [microbatch]
 
-builds the pipeline in `runs/full_size` (about 4 GB), times a rollout of so many episodes (64) of 50
+builds the pipeline in `runs/full_size` (about 4 GB), times a rollout of 64 or as many episodes of 50
 steps at 512 x 512 with guidance, then an update of `ctrl`, `adjoint` and `ppo`, its rollout
 included. It prints images per second of the rollout, seconds and peak memory of the updates;
 `docs/memory_plan.py` has what is to be expected. A single episode goes first, so that nothing is
@@ -14,9 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-import memory_plan
 import torch
-from memory_plan import learner_on
+from memory_plan import SCHEDULER, UNET, VAE, learner_on
 
 from ctrl_rl.checks import set_microbatch
 from ctrl_rl.envs.latent import LatentEnv
@@ -49,11 +48,11 @@ def pipeline(full: bool) -> Path:
         **_TEXT,
     )
     StableDiffusionPipeline(
-        unet=UNet(**memory_plan.UNET),
-        vae=AutoencoderKL(**memory_plan.VAE),
+        unet=UNet(**UNET),
+        vae=AutoencoderKL(**VAE),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
-        scheduler=PNDMScheduler.from_config(memory_plan.SCHEDULER),
+        scheduler=PNDMScheduler.from_config(SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -25,11 +25,9 @@ class SideImagePolicy(DenoisingPolicy):
       alone, though no episode of training asked for it alone, and an episode that asks for nothing
       is the prior's.
     - It reads the prior's clean estimate in the place of its drift: the same knowledge, taken from
-      the prior's mean without another call, but a picture. Its mean and spread over the prior's own
-      episodes are taken out step by step, as early estimates hardly differ from each other.
-
-    The networks must read an early estimate's few differences, which say what is to come. So 64
-    episodes of the prior are drawn once, when the policy is built, to know mean and spread.
+      the prior's mean without another call, but a picture. Early estimates hardly differ from each
+      other, and those few differences say what is to come. So their mean and spread are taken out
+      step by step; 64 episodes of the prior tell them, drawn once, when the policy is built.
 
     Args:
         prior: the pretrained model.
