@@ -2,11 +2,11 @@
 
     python docs/full_size.py [cuda] [float16] [episodes] [microbatch]
 
-builds the pipeline in `runs/full_size` (about 4 GB), times a rollout of 64 or as many episodes of 50
-steps at 512 x 512 with guidance, then an update of `ctrl`, `adjoint` and `ppo`, its rollout
-included. It prints images per second of the rollout, seconds and peak memory of the updates;
-`docs/memory_plan.py` has what is to be expected. A single episode goes first, so that nothing is
-loaded or tuned while the clock runs.
+builds the pipeline in `runs/full_size` (about 4 GB) and times a rollout of 64 episodes, or of as
+many as you say, of 50 steps at 512 x 512 with guidance. Then it times an update of `ctrl`,
+`adjoint` and `ppo`, its rollout included. It prints images per second of the rollout, and seconds
+and peak memory of the updates; `docs/memory_plan.py` has what is to be expected. A single episode
+goes first, so that nothing is loaded or tuned while the clock runs.
 Without a device it is a rehearsal: the small pipeline of the tests, 4 episodes, on the CPU.
 """
 
