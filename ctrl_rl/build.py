@@ -20,6 +20,7 @@ from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, one_line
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.generation import GenerationPlan
+from ctrl_rl.labels import check_same_labels
 from ctrl_rl.learner import TrainerConfig
 from ctrl_rl.plans import TaskSpec
 from ctrl_rl.policies import DenoisingPolicy
@@ -164,7 +165,18 @@ def build_policy(config: DictConfig, process: DenoisingProcess) -> DenoisingPoli
             kernel=process.kernel,
             controls=process.controls,
         )
-    return policy.to(process.kernel.scale.device)
+    return _guided(config, process, policy.to(process.kernel.scale.device))
+
+
+def _guided(
+    config: DictConfig, process: DenoisingProcess, policy: DenoisingPolicy
+) -> DenoisingPolicy:
+    """The policy with what the config's guidance adds; older runs have none."""
+    if "guidance" not in config:
+        return policy
+    value = process.value_of_clean if process.reward_model.differentiable else None
+    guided: DenoisingPolicy = _make(config.guidance, "guidance", policy=policy, value=value)
+    return guided
 
 
 def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
@@ -212,6 +224,11 @@ def build_heldout(config: DictConfig, process: DenoisingProcess) -> Mapping[str,
             hint = did_you_mean(str(name), process.controls)
             raise ConfigError(f"evaluation.heldout names the unknown control '{name}'; {hint}")
         model = _make(config.evaluation.heldout[name], f"evaluation.heldout.{name}")
+        check_same_labels(
+            f"evaluation.heldout.{name}",
+            getattr(model, "label_names", ()) or model.num_labels,
+            process.label_names[str(name)],
+        )
         heldout[str(name)] = model.to(process.kernel.scale.device)
     return heldout
 

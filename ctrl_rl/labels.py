@@ -114,6 +114,32 @@ def check_label_names(where: str, names: Sequence[str], num_labels: int) -> None
         )
 
 
+def check_same_labels(where: str, judged: Sequence[str] | int, asked: Sequence[str]) -> None:
+    """Refuse a judge of other labels than those that are asked for.
+
+    Args:
+        where: what brings the judge, for the message.
+        judged: names of its labels in their order, or their number where they have no names.
+        asked: names of the labels that are asked for, "0" on where they have none.
+
+    Raises:
+        ConfigError: other names, another order of them, or another number of labels.
+    """
+    number = judged if isinstance(judged, int) else len(judged)
+    if number != len(asked):
+        raise ConfigError(
+            f"{where} tells {number} labels apart, and {len(asked)} are asked for "
+            f"({_listed(asked)}); use a judge of the same labels"
+        )
+    if isinstance(judged, int) or _are_numbers(judged) or _are_numbers(asked):
+        return  # what the labels of one of them are called is not known
+    if tuple(judged) != tuple(asked):
+        raise ConfigError(
+            f"the labels of {where} are {_listed(judged)}, and {_listed(asked)} are asked for; use "
+            "a judge with the same labels in the same order"
+        )
+
+
 def _places(given: Any, control: str, names: Sequence[str]) -> Any:
     """The same with places for names, in lists too; anything else as it is."""
     if isinstance(given, str):

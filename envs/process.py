@@ -214,6 +214,10 @@ class DenoisingProcess(nn.Module):
         reward = in_parts(rewarded, sample, *control.values(), rows=rows, recompute=False)
         return self.guidance_strength * reward
 
+    def value_of_clean(self, latent: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        """The reward of what clean latents [B, *S] are decoded to: [B] nats."""
+        return self.reward(self.prior.decode(latent), control)
+
     def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
         """Most probable label of each control, each [B]; None where the reward has none."""
         parts = sample.split(self.prior.denoiser.microbatch or max(len(sample), 1))

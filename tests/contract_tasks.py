@@ -84,10 +84,11 @@ TASKS = {  # whose prior has layers to adapt, and whose samples are images
 # What the builder gives to a `_partial_` node of the group.
 GIVEN = {
     "agent": {"task"},
+    "guidance": {"policy", "value"},
     "kernel": {"scheduler_config"},
     "policy": {"prior", "kernel", "controls"},
 }
-GROUPS = ("agent", "control_law", "kernel", "policy", "prior", "reward")
+GROUPS = ("agent", "control_law", "guidance", "kernel", "policy", "prior", "reward")
 
 
 def words_of_task(task: str, made: Made | None = None) -> list[str]:

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ctrl_rl import load_run
 from ctrl_rl.api import make_process
+from ctrl_rl.build import build_heldout, build_process
 from ctrl_rl.classifiers.classifier import Classifier
 from ctrl_rl.classifiers.networks import PerceptronClassifier
 from ctrl_rl.cli import main
+from ctrl_rl.composition import compose
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.rewards import ClassifierReward, FunctionReward, WeightedSum
@@ -165,3 +167,26 @@ def test_a_fitted_classifier_says_its_names(tmp_path, capsys):
     labels = [line.split(",")[1] for line in (drawn / "metadata.csv").read_text().split()[1:]]
     assert set(labels) <= {"0", "1"}
     assert f"digit: dark x {labels.count('0')}, light x {labels.count('1')}" in told
+
+
+@pytest.mark.parametrize(
+    ("judged", "told"),
+    [(("yes", "no"), "yes, no"), (("no", "yes", "maybe"), "3 labels"), (("open", "shut"), "open")],
+)
+def test_a_judge_of_other_labels_is_refused(judged, told, tmp_path, capsys):
+    network = PerceptronClassifier(shape=(3, 16, 16), num_labels=len(judged), hidden=(4,), seed=0)
+    judge = Classifier(network=network, num_labels=len(judged), label_names=judged)
+    judge.save(tmp_path / "judge")
+    words = ["env=faces", f"evaluation.heldout.hat.folder={tmp_path / 'judge'}"]
+    assert main(["train", *words, f"run.root={tmp_path / 'runs'}"]) == 2
+    message = capsys.readouterr().err
+    assert "evaluation.heldout.hat" in message and told in message and "no, yes" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_judge_without_names_judges_named_labels(tmp_path):
+    network = PerceptronClassifier(shape=(3, 16, 16), num_labels=2, hidden=(4,), seed=0)
+    Classifier(network=network, num_labels=2).save(tmp_path / "judge")
+    words = ["env=faces", f"evaluation.heldout.hat.folder={tmp_path / 'judge'}"]
+    config = compose("train", words)
+    assert set(build_heldout(config, build_process(config))) == {"glasses", "hat"}
