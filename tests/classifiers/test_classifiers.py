@@ -10,11 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from ctrl_rl.classifiers.calibration import (
-    CalibrationReport,
-    fit_temperature,
-    measure_calibration,
-)
+from ctrl_rl.classifiers.calibration import CalibrationReport
 from ctrl_rl.classifiers.classifier import Classifier
 from ctrl_rl.classifiers.fit import fit_classifier, run_classifier_fit
 from ctrl_rl.classifiers.networks import (
@@ -23,7 +19,7 @@ from ctrl_rl.classifiers.networks import (
     PerceptronClassifier,
 )
 from ctrl_rl.datasets import OfflineDataset, digits_dataset
-from ctrl_rl.errors import ConfigError, NonFiniteError
+from ctrl_rl.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "classifier"
 SETTINGS = {
@@ -64,14 +60,6 @@ def fit(dataset: OfflineDataset, network: nn.Module, **changes: object) -> Class
 
 def images(count: int = 6) -> Tensor:
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def over_confident(scale: float, count: int = 20_000) -> tuple[Tensor, Tensor]:
-    """Labels drawn from softmax(z), and the logits scale * z, whose best temperature is scale."""
-    generator = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(count, 10, generator=generator)
-    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
-    return scale * logits, labels
 
 
 both_networks = pytest.mark.parametrize("build", [convolutional, perceptron])
@@ -152,54 +140,6 @@ def test_convolutional_classifier_takes_any_size(size: int) -> None:
 def test_bad_construction_is_refused(build: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build()  # type: ignore[operator]
-
-
-def test_temperature_is_recovered() -> None:
-    assert fit_temperature(*over_confident(3)) == pytest.approx(3, rel=0.05)
-    assert fit_temperature(*over_confident(0.1)) == pytest.approx(0.1, rel=0.05)
-
-
-def test_temperature_is_the_minimum() -> None:
-    logits, labels = over_confident(3, count=200)
-    best = fit_temperature(logits, labels)
-
-    def loss(temperature: float) -> float:
-        return nn.functional.cross_entropy(logits.double() / temperature, labels).item()
-
-    assert loss(best) < min(loss(best * 0.999), loss(best * 1.001))
-
-
-def test_scaling_repairs_over_confident_logits() -> None:
-    logits, labels = over_confident(3)
-    temperature = fit_temperature(logits[::2], labels[::2])
-    report = measure_calibration(logits=logits[1::2], labels=labels[1::2], temperature=temperature)
-    assert report.nll_after < report.nll_before and report.ece_after < report.ece_before / 5
-    assert report.num_examples == 10_000
-
-
-def test_report_agrees_with_figures_worked_out_by_hand() -> None:
-    # Confidence 0.9 everywhere, right on 3 of 4: ECE = 0.9 - 0.75; F1 = (0.8 + 2/3) / 2.
-    logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]]).log()
-    report = measure_calibration(logits=logits, labels=torch.tensor([0, 0, 1, 1]), temperature=1.0)
-    assert report.accuracy == 0.75
-    assert report.macro_f1 == pytest.approx((0.8 + 2 / 3) / 2)
-    assert report.ece_before == report.ece_after == pytest.approx(0.15, abs=1e-6)
-    log = torch.tensor([0.9, 0.9, 0.1, 0.9]).log()
-    assert report.nll_before == pytest.approx(-log.mean().item(), rel=1e-6)
-
-
-def test_temperature_stays_1_when_nothing_is_wrong() -> None:
-    labels = torch.tensor([0, 1, 2])
-    with pytest.warns(UserWarning, match="no finite best temperature"):
-        assert fit_temperature(torch.eye(3), labels) == 1
-
-
-def test_hopeless_logits_are_refused() -> None:
-    labels = torch.tensor([0, 1, 2])
-    with pytest.raises(ConfigError, match="no better than chance"):
-        fit_temperature(-torch.eye(3), labels)
-    with pytest.raises(NonFiniteError, match="learning_rate"):
-        fit_temperature(torch.full((3, 3), float("nan")), labels)
 
 
 def test_fit_is_bitwise_deterministic(digits: OfflineDataset) -> None:
