@@ -165,7 +165,8 @@ def build_policy(config: DictConfig, process: DenoisingProcess) -> DenoisingPoli
             kernel=process.kernel,
             controls=process.controls,
         )
-    return _guided(config, process, policy.to(process.kernel.scale.device))
+        policy = _guided(config, process, policy.to(process.kernel.scale.device))
+    return policy.to(process.kernel.scale.device)
 
 
 def _guided(
@@ -226,7 +227,7 @@ def build_heldout(config: DictConfig, process: DenoisingProcess) -> Mapping[str,
         model = _make(config.evaluation.heldout[name], f"evaluation.heldout.{name}")
         check_same_labels(
             f"evaluation.heldout.{name}",
-            getattr(model, "label_names", ()) or model.num_labels,
+            getattr(model, "label_names", ()) or getattr(model, "num_labels", None),
             process.label_names[str(name)],
         )
         heldout[str(name)] = model.to(process.kernel.scale.device)

@@ -10,7 +10,7 @@ from ctrl_rl.assets import resolve
 from ctrl_rl.controlled_pipeline import ADAPTERS, FILES, write_control
 from ctrl_rl.errors import ConfigError, one_line
 from ctrl_rl.labels import described
-from ctrl_rl.policies import LowRankPolicy
+from ctrl_rl.policies import LowRankPolicy, RewardGuidedPolicy
 from ctrl_rl.priors.guided import GuidedNetwork
 
 _OF_SCHEDULER = {"noise_level"}  # settings of kernels that their schedulers have too
@@ -38,6 +38,11 @@ def export_run(
     """
     config, policy, prior = run.config, run.policy, run.prior
     kernel = run.env.process.kernel
+    if isinstance(policy, RewardGuidedPolicy):
+        raise ConfigError(
+            f"{run.run.path} has guidance={config.choices.guidance}, which needs the reward at "
+            "every step, and a LoRA cannot hold that; train with guidance=none to export"
+        )
     if not isinstance(policy, LowRankPolicy) or prior.prompts is None:
         raise ConfigError(
             f"{run.run.path} has policy={config.choices.policy} and prior={config.choices.prior}; "

@@ -114,26 +114,28 @@ def check_label_names(where: str, names: Sequence[str], num_labels: int) -> None
         )
 
 
-def check_same_labels(where: str, judged: Sequence[str] | int, asked: Sequence[str]) -> None:
-    """Refuse a judge of other labels than those that are asked for.
+def check_same_labels(where: str, judged: Sequence[str] | int | None, asked: Sequence[str]) -> None:
+    """Refuse a judge that numbers the labels in another way than they are asked for.
+
+    Labels that are called otherwise are fine: a model's "a photo of a hat" may be what is asked for
+    as "yes".
 
     Args:
         where: what brings the judge, for the message.
-        judged: names of its labels in their order, or their number where they have no names.
+        judged: names of its labels in their order, or their number where they have no names; None
+            where neither is known.
         asked: names of the labels that are asked for, "0" on where they have none.
 
     Raises:
-        ConfigError: other names, another order of them, or another number of labels.
+        ConfigError: another number of labels, or the same names in another order.
     """
-    number = judged if isinstance(judged, int) else len(judged)
-    if number != len(asked):
+    number = judged if isinstance(judged, int) or judged is None else len(judged)
+    if number is not None and number != len(asked):
         raise ConfigError(
             f"{where} tells {number} labels apart, and {len(asked)} are asked for "
             f"({_listed(asked)}); use a judge of the same labels"
         )
-    if isinstance(judged, int) or _are_numbers(judged) or _are_numbers(asked):
-        return  # what the labels of one of them are called is not known
-    if tuple(judged) != tuple(asked):
+    if isinstance(judged, Sequence) and set(judged) == set(asked) and list(judged) != list(asked):
         raise ConfigError(
             f"the labels of {where} are {_listed(judged)}, and {_listed(asked)} are asked for; use "
             "a judge with the same labels in the same order"

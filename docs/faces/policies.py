@@ -24,6 +24,7 @@ def row(folder: Path) -> str:
     low, high = figures["gap_nats_ci"]
     cells = [
         f"`{config.choices.policy}`",
+        config.choices.get("guidance", "none"),
         f"{parameters(folder) / 1e6:.2f}",
         f"{config.trainer.batch_size}",
         f"{figures['steps']:,}",
@@ -47,9 +48,9 @@ def parameters(folder: Path) -> int:
 def main(document: Path, *folders: Path) -> None:
     """Write the table."""
     lines = [
-        "| policy | parameters, millions | episodes per update | updates | training, s | gap "
-        "| 95 % interval | KL | held-out accuracy |",
-        "|---|" + "---:|" * 8,
+        "| policy | guidance | parameters, millions | episodes per update | updates | training, s "
+        "| gap | 95 % interval | KL | held-out accuracy |",
+        "|---|---|" + "---:|" * 8,
         *map(row, folders),
     ]
     fill(document, "policies", "\n".join(lines))

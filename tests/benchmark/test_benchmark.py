@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from conftest import choices
+from omegaconf import OmegaConf
 from running import SMALL, contents, summary, train
 
 from ctrl_rl import load_run
@@ -145,6 +146,21 @@ def test_cells_of_other_settings_are_refused_by_name(tmp_path, capsys):
     assert contents(cell(tmp_path, "ctrl-s1")) == before
     assert main(words(tmp_path, *other, "redo=true")) == 0
     assert contents(cell(tmp_path, "ctrl-s1")) != before
+
+
+def test_cells_from_before_a_group_existed_still_count(tmp_path, capsys):
+    once = [ONE_UPDATE, "agents=[ctrl]", "seeds=[1]"]
+    assert main(words(tmp_path, *once)) == 0
+    before, file = contents(cell(tmp_path, "ctrl-s1")), cell(tmp_path, "ctrl-s1") / "config.yaml"
+    older = OmegaConf.load(file)
+    del older.guidance, older.choices.guidance, older.trainer.learning_rate.guidance
+    OmegaConf.save(older, file)
+    assert main(words(tmp_path, *once)) == 0
+    assert contents(cell(tmp_path, "ctrl-s1")) == before
+    capsys.readouterr()
+    other = ["+settings.ctrl=[guidance=reward]"]
+    assert main(words(tmp_path, *once, *other)) == 2
+    assert "guidance" in capsys.readouterr().err
 
 
 REWARDS = """

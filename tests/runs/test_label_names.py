@@ -171,7 +171,7 @@ def test_a_fitted_classifier_says_its_names(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("judged", "told"),
-    [(("yes", "no"), "yes, no"), (("no", "yes", "maybe"), "3 labels"), (("open", "shut"), "open")],
+    [(("yes", "no"), "yes, no"), (("no", "yes", "maybe"), "3 labels")],
 )
 def test_a_judge_of_other_labels_is_refused(judged, told, tmp_path, capsys):
     network = PerceptronClassifier(shape=(3, 16, 16), num_labels=len(judged), hidden=(4,), seed=0)
@@ -184,9 +184,10 @@ def test_a_judge_of_other_labels_is_refused(judged, told, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_judge_without_names_judges_named_labels(tmp_path):
+@pytest.mark.parametrize("judged", [(), ("a bare head", "a photo of a hat")])
+def test_a_judge_with_other_words_judges_named_labels(judged, tmp_path):
     network = PerceptronClassifier(shape=(3, 16, 16), num_labels=2, hidden=(4,), seed=0)
-    Classifier(network=network, num_labels=2).save(tmp_path / "judge")
+    Classifier(network=network, num_labels=2, label_names=judged).save(tmp_path / "judge")
     words = ["env=faces", f"evaluation.heldout.hat.folder={tmp_path / 'judge'}"]
     config = compose("train", words)
     assert set(build_heldout(config, build_process(config))) == {"glasses", "hat"}
