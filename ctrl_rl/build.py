@@ -165,15 +165,15 @@ def build_policy(config: DictConfig, process: DenoisingProcess) -> DenoisingPoli
             kernel=process.kernel,
             controls=process.controls,
         )
-        policy = _guided(config, process, policy.to(process.kernel.scale.device))
+        policy = _guided(config, process, policy)
     return policy.to(process.kernel.scale.device)
 
 
 def _guided(
     config: DictConfig, process: DenoisingProcess, policy: DenoisingPolicy
 ) -> DenoisingPolicy:
-    """The policy with what the config's guidance adds; older runs have none."""
-    if "guidance" not in config:
+    """The policy with what the config's guidance adds, where there is any."""
+    if config.get("guidance") is None:  # which older runs do not have
         return policy
     value = process.value_of_clean if process.reward_model.differentiable else None
     guided: DenoisingPolicy = _make(config.guidance, "guidance", policy=policy, value=value)

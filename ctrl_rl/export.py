@@ -41,7 +41,7 @@ def export_run(
     if isinstance(policy, RewardGuidedPolicy):
         raise ConfigError(
             f"{run.run.path} has guidance={config.choices.guidance}, which needs the reward at "
-            "every step, and a LoRA cannot hold that; train with guidance=none to export"
+            "every step, and a LoRA cannot hold that; train with guidance=null to export"
         )
     if not isinstance(policy, LowRankPolicy) or prior.prompts is None:
         raise ConfigError(

@@ -23,8 +23,7 @@ from ctrl_rl.learner import AUTO
 from ctrl_rl.runs import Run
 from ctrl_rl.training import train_and_evaluate
 
-# Groups that older runs do not have, with the choice that is what they did.
-_ADDED = {"guidance": "none"}
+_RATES = "trainer.learning_rate."
 _MICROBATCH = "trainer.microbatch"
 State = Literal["new", "interrupted", "failed", "finished"]
 
@@ -56,10 +55,8 @@ def difference(folder: Path, asked: DictConfig) -> str | None:
     except RunError as error:
         return str(error)
     wants = _settings(asked)
-    for group, neutral in _ADDED.items():
-        if f"choices.{group}" not in has and wants.get(f"choices.{group}") == neutral:
-            theirs = (f"choices.{group}", f"{group}.", f"trainer.learning_rate.{group}")
-            has |= {key: value for key, value in wants.items() if key.startswith(theirs)}
+    # A rate that is newer than the run is of parameters that it cannot have: without, it fails.
+    has |= {key: rate for key, rate in wants.items() if key.startswith(_RATES) and key not in has}
     if wants.get(_MICROBATCH) == AUTO:
         has[_MICROBATCH] = AUTO  # the run keeps the number that was found
     for key in sorted(has.keys() | wants.keys()):

@@ -8,6 +8,5 @@ from ctrl_rl.policies.policy import DenoisingPolicy as DenoisingPolicy
 from ctrl_rl.policies.policy import PriorPolicy as PriorPolicy
 from ctrl_rl.policies.policy import StrengthPolicy as StrengthPolicy
 from ctrl_rl.policies.reward_guided import RewardGuidedPolicy as RewardGuidedPolicy
-from ctrl_rl.policies.reward_guided import unguided as unguided
 from ctrl_rl.policies.side_image import SideImagePolicy as SideImagePolicy
 from ctrl_rl.policies.side_network import SideNetworkPolicy as SideNetworkPolicy

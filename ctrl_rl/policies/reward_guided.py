@@ -16,12 +16,6 @@ from ctrl_rl.policies.policy import DenoisingPolicy
 Value = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 
-def unguided(*, policy: DenoisingPolicy, value: Value | None) -> DenoisingPolicy:
-    """The policy as it is."""
-    del value
-    return policy
-
-
 class RewardGuidedPolicy(DenoisingPolicy):
     r"""loc = policy's loc + scale_k a_k grad_d r(d, y) at d, the prior's clean estimate.
 
@@ -61,7 +55,7 @@ class RewardGuidedPolicy(DenoisingPolicy):
         if value is None:
             raise ConfigError(
                 "guidance=reward follows the reward's gradient, and this reward is not "
-                "differentiable; use guidance=none, or a differentiable reward"
+                "differentiable; use guidance=null, or a differentiable reward"
             )
         if self._GROUP in policy.parameter_groups():
             raise ConfigError(f"the policy has parameters named {self._GROUP} already")
@@ -107,7 +101,7 @@ class RewardGuidedPolicy(DenoisingPolicy):
         if not torch.isfinite(gradient).all():
             raise NonFiniteError(
                 "guidance=reward: the reward's gradient at the prior's clean estimate is not "
-                "finite; use guidance=none"
+                "finite; use guidance=null"
             )
         return gradient
 

@@ -24,7 +24,7 @@ def row(folder: Path) -> str:
     low, high = figures["gap_nats_ci"]
     cells = [
         f"`{config.choices.policy}`",
-        config.choices.get("guidance", "none"),
+        config.choices.get("guidance") or "none",
         f"{parameters(folder) / 1e6:.2f}",
         f"{config.trainer.batch_size}",
         f"{figures['steps']:,}",

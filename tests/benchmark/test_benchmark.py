@@ -153,7 +153,7 @@ def test_cells_from_before_a_group_existed_still_count(tmp_path, capsys):
     assert main(words(tmp_path, *once)) == 0
     before, file = contents(cell(tmp_path, "ctrl-s1")), cell(tmp_path, "ctrl-s1") / "config.yaml"
     older = OmegaConf.load(file)
-    del older.guidance, older.choices.guidance, older.trainer.learning_rate.guidance
+    del older.choices.guidance, older.trainer.learning_rate.guidance
     OmegaConf.save(older, file)
     assert main(words(tmp_path, *once)) == 0
     assert contents(cell(tmp_path, "ctrl-s1")) == before

@@ -181,9 +181,9 @@ def test_a_reward_without_gradient_is_refused_before_a_folder_is_made(
     words = ["env=digits", "reward=jpeg", "agent=ppo", "guidance=reward"]
     words += ["~evaluation.heldout.digit", "policy=side_network"]
     assert main(["train", *words, f"run.root={tmp_path}"]) == 2
-    assert "guidance=none" in capsys.readouterr().err
+    assert "guidance=null" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ConfigError, match="guidance=none"):
+    with pytest.raises(ConfigError, match="guidance=null"):
         RewardGuidedPolicy(policy=PriorPolicy(make_process("mixture2d").kernel), value=None)
 
 
