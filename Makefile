@@ -11,10 +11,10 @@ help:
 	@echo "make test     set up and run all checks (lint, types, layers, tests, wheel)"
 	@echo "make results  write the table and the picture of README.md from runs/demo and runs/faces_full"
 	@echo "make faces    draw the data set of faces again; needs node (about 6 minutes)"
-	@echo "make faces_results  the demo, its long recipe and the UNet, into docs/faces (an hour)"
+	@echo "make faces_results  the demo, its long recipe and the UNet, into docs/faces (over an hour)"
 	@echo "make benchmark  every agent on the closed-form tasks with five seeds, into report/"
 	@echo "make compare    tune every agent on digits, then three seeds, into docs/digits (hours)"
-	@echo "make science  every agent against exact answers, into docs/exact.md (about half an hour)"
+	@echo "make science  every agent against exact answers, into docs/exact.md, and slow tests (half an hour)"
 	@echo "make file_sizes  PPO on JPEG sizes of a small Stable Diffusion, three seeds (half an hour)"
 	@echo "make weights  make the shipped prior and classifiers again"
 
@@ -43,17 +43,22 @@ faces: $(INSTALLED)
 
 # Fewer updates than the demo's, as each differentiates the reward's gradient, or a second UNet.
 GUIDED := guidance=reward trainer.updates=160
-FINE_TUNED := policy=fine_tuned trainer.updates=110 trainer.learning_rate.network=2e-4 \
-	trainer.learning_rate.embedding=1e-2
+UNET := trainer.updates=110 trainer.learning_rate.embedding=1e-2
+FINE_TUNED := policy=fine_tuned $(UNET) trainer.learning_rate.network=2e-4
+LOW_RANK := policy=low_rank policy.targets=[conv1,conv2] $(UNET) trainer.learning_rate.network=1e-3
 faces_results: demo
 	$(BIN)/ctrl-rl train experiment=faces_full
 	$(BIN)/ctrl-rl train experiment=demo run.name=demo_guided $(GUIDED)
+	$(BIN)/ctrl-rl train experiment=demo run.name=demo_guidance_alone $(GUIDED) \
+		trainer.learning_rate.network=1e-9
 	$(BIN)/ctrl-rl train experiment=demo run.name=demo_fine_tuned $(FINE_TUNED)
 	$(BIN)/ctrl-rl train experiment=demo run.name=demo_fine_tuned_guided $(FINE_TUNED) guidance=reward
+	$(BIN)/ctrl-rl train experiment=demo run.name=demo_low_rank_guided $(LOW_RANK) guidance=reward
 	$(MAKE) results
 	$(BIN)/python docs/faces/alone.py runs/demo docs/faces/README.md
 	$(BIN)/python docs/faces/policies.py docs/faces/README.md runs/demo runs/demo_guided \
-		runs/demo_fine_tuned runs/demo_fine_tuned_guided
+		runs/demo_guidance_alone runs/demo_fine_tuned runs/demo_fine_tuned_guided \
+		runs/demo_low_rank_guided
 	$(BIN)/ctrl-rl sample run=runs/demo control.glasses=yes control.hat=yes n=8 \
 		"strengths=[0,0.5,1,1.5,2]" out=runs/strength
 	cp runs/strength/*.png docs/faces/strength.png
@@ -101,6 +106,7 @@ weights: $(INSTALLED)
 science: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto -k "optimum_is_reached or floor_is_reached or mixture2d_gap" \
 		--exact-report docs/exact.md tests/agents/test_exact.py
+	$(BIN)/python -m pytest -q -m science tests/trainer
 
 file_sizes: $(INSTALLED)
 	$(BIN)/python docs/file_sizes.py docs/pipelines.md

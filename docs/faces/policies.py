@@ -26,7 +26,7 @@ def row(folder: Path) -> str:
         f"`{config.choices.policy}`",
         config.choices.get("guidance") or "none",
         f"{parameters(folder) / 1e6:.2f}",
-        f"{config.trainer.batch_size}",
+        f"{config.trainer.learning_rate.network:.0e}",
         f"{figures['steps']:,}",
         f"{figures['wall_s']:.0f}",
         f"{figures['gap_nats']:.2f}",
@@ -48,7 +48,7 @@ def parameters(folder: Path) -> int:
 def main(document: Path, *folders: Path) -> None:
     """Write the table."""
     lines = [
-        "| policy | guidance | parameters, millions | episodes per update | updates | training, s "
+        "| policy | guidance | parameters, millions | network's rate | updates | training, s "
         "| gap | 95 % interval | KL | held-out accuracy |",
         "|---|---|" + "---:|" * 8,
         *map(row, folders),

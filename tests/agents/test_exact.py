@@ -34,7 +34,7 @@ MISSES = pytest.mark.xfail(reason="over 0.30 nats, see docs/exact.md", strict=Tr
 # Slow agents of the mixture; the others run with every `make test`.
 SLOW = {
     *("alignprop", "nabla_db", "ppo_critic", "grpo", "dpok", "vargrad", "db", "subtb"),
-    *("h_transform", "rwr", "d3po", "sac"),
+    *("h_transform", "rwr", "d3po", "sac", "pcl", "adjoint"),
 }
 
 

@@ -101,7 +101,10 @@ def _check_graphs() -> None:
 @pytest.mark.parametrize(
     "of_agent",
     [
-        ["agent=ctrl", "agent.checkpointing=true", "trainer.ema_decay=0.9"],
+        pytest.param(
+            ["agent=ctrl", "agent.checkpointing=true", "trainer.ema_decay=0.9"],
+            marks=pytest.mark.science,  # takes a minute; the case of ppo checks the same
+        ),
         ["agent=ppo", "trainer.microbatch=4"],
     ],
 )
