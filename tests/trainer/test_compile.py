@@ -103,7 +103,7 @@ def _check_graphs() -> None:
     [
         pytest.param(
             ["agent=ctrl", "agent.checkpointing=true", "trainer.ema_decay=0.9"],
-            marks=pytest.mark.science,  # takes a minute; the case of ppo checks the same
+            marks=pytest.mark.science,  # a minute; gradients are checked above, runs by ppo
         ),
         ["agent=ppo", "trainer.microbatch=4"],
     ],
