@@ -4,9 +4,10 @@ Objective, to be minimised over the policy's parameters on rollouts of the polic
 
     E_pi[ sum_k | (loc_k - prior_loc_k) / scale_k - scale_k a_{k+1} |^2 / 2 ]      [nats]
 
-where a is the lean adjoint of the rollout, a constant to the gradient: a_K is the reward's gradient
-in x_K, through read-out and decoder, and a_k = (d prior_loc(x_k, k) / d x_k)^T a_{k+1} before that
-(`ctrl_rl.adjoints`). For loc = prior_loc the loss is the KL that following the adjoint would cost.
+where a is the lean adjoint of the rollout (`ctrl_rl.agents.parts.adjoints`), a constant to the
+gradient: a_K is the reward's gradient in x_K, through read-out and decoder, and before that
+a_k = (d prior_loc(x_k, k) / d x_k)^T a_{k+1}. For loc = prior_loc the loss is the KL that following
+the adjoint would cost.
 
 The soft optimum has loc_k - prior_loc_k = scale_k^2 grad v_{k+1} to first order in scale_k, v being
 the soft value. The regression's fixed point has the mean of a_{k+1} in place of the gradient. In
@@ -37,10 +38,13 @@ import math
 from tensordict import TensorDict
 
 from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
+from ctrl_rl.agents.parts.adjoints import lean_adjoint
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.plans import RolloutPlan, TaskSpec
+
+_ADJOINT = "lean_adjoint"  # [B, K, *S] nats per unit of the latent
 
 
 class Adjoint(Agent):
@@ -55,7 +59,6 @@ class Adjoint(Agent):
         ConfigError: no step at once.
     """
 
-    in_keys = (keys.LOC, keys.PRIOR_LOC, keys.SCALE, keys.LEAN_ADJOINT)
     needs_reward_gradient = True
 
     def __init__(self, *, task: TaskSpec, steps_at_once: int = 5) -> None:
@@ -63,13 +66,17 @@ class Adjoint(Agent):
         if steps_at_once < 1:
             raise ConfigError(f"agent.steps_at_once={steps_at_once} must be 1 or more")
         chunks = math.ceil(task.num_steps / steps_at_once)
-        self.plan = RolloutPlan(gradients="score", adds=("lean_adjoint",), step_chunks=chunks)
+        self.plan = RolloutPlan(gradients="score", step_chunks=chunks)
+
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
+        """Carry the reward's gradient back along the prior's chain."""
+        return rollout.copy().set(_ADJOINT, lean_adjoint(chain, rollout))
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Squared distance from the drift that the adjoint asks for, summed over steps."""
         scale = expand_to(rollout[keys.SCALE], rollout[keys.LOC])
         drift = (rollout[keys.LOC] - rollout[keys.PRIOR_LOC]) / scale
-        asked = scale * rollout[keys.LEAN_ADJOINT]
+        asked = scale * rollout[_ADJOINT]
         episodes = len(rollout)
         return TensorDict(
             {

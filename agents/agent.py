@@ -1,45 +1,77 @@
 """The contract of all agents: a rollout in, losses and figures out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
+import torch
 from tensordict import TensorDict
-from torch import nn
+from torch import Tensor, nn
 
+from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.plans import RolloutPlan
 
 
-class Agent(nn.Module, ABC):
-    """Turns rollouts into losses; knows nothing of env, trainer, optimizer, logger or device.
+class Chain(Protocol):
+    """The chain that a rollout came from, for what an agent computes of it; all calls are counted.
+
+    Latents are [B, *S], steps [B] int64 and all alike, samples [B, *D], conditions by name [B]
+    int64. Gradients flow where autograd is on.
 
     Attributes:
-        in_keys: keys of rollouts that `prepare` and `loss` read, checked once before the first
-            update; what `prepare` adds is not among them.
-        plan: what it asks of its rollouts.
-        needs_reward_gradient: whether the reward must be differentiable.
+        generator: the only source of randomness.
+        conditions: all of the task, each with a place by name.
     """
 
-    in_keys: tuple[str | tuple[str, ...], ...]
-    plan: RolloutPlan
-    needs_reward_gradient: bool
-
-    def __init__(self) -> None:
-        super().__init__()  # nothing but keyword arguments of the agent's own
+    generator: torch.Generator
 
     @property
-    def plans(self) -> Mapping[float, RolloutPlan]:
-        """Plans by the share of training, 0 to less than 1, at which each begins: `plan` at 0."""
-        return {0.0: self.plan}
+    def kernel(self) -> TransitionKernel:
+        """Tables of every step, such as `scale`, `signal` and `noise`, [K] each."""
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
+    @property
+    def conditions(self) -> Sequence[Mapping[str, int]]:
+        """Every condition of the task."""
+
+    def prior_loc(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        """The prior's mean of the next latent; at step K the read-out's clean latent."""
+
+    def clean_estimate(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        """The prior's estimate of the clean latent, in one call; at step K the read-out's."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The clean sample of a clean latent."""
+
+    def reward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        """The reward under any conditions, times guidance strength: [B] nats."""
+
+    def policy_loc(
+        self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
+    ) -> Tensor:
+        """The present policy's mean of the next latent, given the prior's."""
+
+
+class Phase(ABC):
+    """A stretch of training: what its rollouts keep, and what is learned from them.
+
+    Attributes:
+        plan: what it asks of its rollouts.
+    """
+
+    plan: RolloutPlan
+
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Add what is computed once per rollout, such as advantages, before it is cut into batches.
 
         Args:
             rollout: [B, K], a whole one.
+            chain: where it came from.
 
         Returns:
-            The same, with keys of the agent's own; no graph is kept of them.
+            The same, with keys of the agent's own, [B, K, ...] each. They may have a graph where
+            the plan does not cut the rollout into batches.
         """
+        del chain
         return rollout
 
     @abstractmethod
@@ -52,6 +84,30 @@ class Agent(nn.Module, ABC):
         Returns:
             Scalars. Keys `loss_*` are summed and differentiated, all others are logged.
         """
+
+
+class Agent(nn.Module, Phase):
+    """Turns rollouts into losses; knows nothing of env, trainer, optimizer, logger or device.
+
+    An agent is the one phase of its training unless it names others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # nothing but keyword arguments of the agent's own
+
+    @property
+    def phases(self) -> Mapping[float, Phase]:
+        """Phases by the share of training, 0 to less than 1, at which each begins."""
+        return {0.0: self}
+
+    @property
+    def needs_reward_gradient(self) -> bool:
+        """Whether the reward must be differentiable.
+
+        Pathwise gradients need it. An agent that differentiates the reward in `prepare` says so
+        with `needs_reward_gradient = True`.
+        """
+        return any(phase.plan.gradients == "pathwise" for phase in self.phases.values())
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters of its own, by name of their learning rate."""

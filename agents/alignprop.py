@@ -23,7 +23,6 @@ the steps without a graph is in the figure and not in the gradient.
 
 from tensordict import TensorDict
 
-from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.soft_returns import mean_soft_return
@@ -35,9 +34,6 @@ class AlignProp(Agent):
     Args:
         checkpointing: recompute activations in the backward pass, for large networks.
     """
-
-    in_keys = (keys.NEXT_REWARD, keys.KL)
-    needs_reward_gradient = True
 
     def __init__(self, *, checkpointing: bool = False) -> None:
         super().__init__()

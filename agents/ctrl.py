@@ -28,7 +28,6 @@ from typing import Literal
 
 from tensordict import TensorDict
 
-from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.soft_returns import mean_soft_return
@@ -41,9 +40,6 @@ class Ctrl(Agent):
         checkpointing: recompute activations in the backward pass, for large networks.
         truncation: gradient through the last steps only: null for all, a number, or `uniform`.
     """
-
-    in_keys = (keys.NEXT_REWARD, keys.KL)
-    needs_reward_gradient = True
 
     def __init__(
         self,

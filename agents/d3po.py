@@ -77,9 +77,6 @@ class D3po(Agent):
         ConfigError: a setting that is not among its choices, or a temperature that is not > 0.
     """
 
-    in_keys = (keys.NEXT_REWARD, keys.LOG_RATIO, keys.CONTROL)
-    needs_reward_gradient = False
-
     def __init__(
         self,
         *,

@@ -34,8 +34,7 @@ from collections.abc import Callable
 from tensordict import TensorDict
 from torch import nn
 
-from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.critics import FromFirstReturn, state_values
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import path_levels
@@ -52,9 +51,6 @@ class DetailedBalance(Agent):
         minibatches: optimizer steps per pass.
     """
 
-    in_keys = (keys.X, keys.STEP, keys.CONTROL, keys.NEXT_REWARD, keys.KL, keys.LOG_RATIO)
-    needs_reward_gradient = False
-
     def __init__(
         self,
         *,
@@ -70,7 +66,7 @@ class DetailedBalance(Agent):
         )
         self.critic = FromFirstReturn(critic(task))
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Let the values start at the first return."""
         self.critic.see(rollout)
         return rollout

@@ -49,7 +49,7 @@ from torch import nn
 
 from ctrl_rl import keys
 from ctrl_rl.advantages import centred, check_clip, clipped_surrogate, returns_to_go
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.critics import FromFirstReturn, state_values, value_regression
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 
@@ -72,12 +72,6 @@ class Dpok(Agent):
         ConfigError: a value out of range.
     """
 
-    in_keys = (
-        *(keys.NEXT_REWARD, keys.KL, keys.CONTROL, keys.X, keys.STEP),
-        *(keys.ACTION, keys.LOC, keys.SCALE, keys.BEHAVIOUR_LOC),
-    )
-    needs_reward_gradient = False
-
     def __init__(
         self,
         *,
@@ -96,7 +90,7 @@ class Dpok(Agent):
         self.num_steps = task.num_steps
         self.critic = FromFirstReturn(critic(task))
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Add returns to go, and advantages over the critic as it is before the update."""
         self.critic.see(rollout)
         returns = returns_to_go(rollout)

@@ -27,10 +27,10 @@ in it twice. `soft_return` the batch mean of the reward less the KL of all steps
 
 from tensordict import TensorDict
 
-from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
+from ctrl_rl.agents.parts.branches import anchor, mean_anchor_kl
 from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.soft_returns import mean_anchor_kl, mean_soft_return
+from ctrl_rl.soft_returns import mean_soft_return
 
 
 class Draft(Agent):
@@ -41,14 +41,16 @@ class Draft(Agent):
         checkpointing: recompute activations in the backward pass, for large networks.
     """
 
-    in_keys = (keys.NEXT_REWARD, keys.KL, keys.ANCHOR_KL)
-    needs_reward_gradient = True
-
     def __init__(self, *, truncation: int = 1, checkpointing: bool = False) -> None:
         super().__init__()
         self.plan = RolloutPlan(
-            gradients="pathwise", truncation=truncation, anchor=True, checkpointing=checkpointing
+            gradients="pathwise", truncation=truncation, checkpointing=checkpointing
         )
+        self.truncation = truncation
+
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
+        """Add the KL of one of the steps without a graph."""
+        return anchor(chain, rollout, self.truncation)
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Negative soft return, and the anchor for the gradient of early KLs."""

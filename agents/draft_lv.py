@@ -29,11 +29,15 @@ whole episodes are what the trainer logs.
 
 from tensordict import TensorDict
 
-from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
+from ctrl_rl.agents.parts.branches import (
+    anchor,
+    branch_renoised,
+    mean_anchor_kl,
+    mean_branch_return,
+)
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.soft_returns import mean_anchor_kl, mean_branch_return
 
 
 class DraftLV(Agent):
@@ -46,14 +50,18 @@ class DraftLV(Agent):
         ConfigError: no copy.
     """
 
-    in_keys = (keys.BRANCH_REWARD, keys.BRANCH_KL, keys.ANCHOR_KL)
     needs_reward_gradient = True
+    plan = RolloutPlan(gradients=None)  # the branch alone has a graph
 
     def __init__(self, *, renoise: int = 2) -> None:
         super().__init__()
         if renoise < 1:
             raise ConfigError(f"agent.renoise={renoise} must be 1 or more")
-        self.plan = RolloutPlan(gradients="pathwise", renoise=renoise, anchor=True)
+        self.renoise = renoise
+
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
+        """Take the last step from noisy copies with a graph, and the KL of an earlier one."""
+        return anchor(chain, branch_renoised(chain, rollout, self.renoise), last=1)
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Negative one-step return of the copies, averaged, plus the KL of earlier steps."""

@@ -56,7 +56,7 @@ from ctrl_rl.advantages import (
     group_std,
     leave_one_out_mean,
 )
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.errors import check_choice
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.soft_returns import episode_kl, episode_reward
@@ -79,12 +79,6 @@ class Grpo(Agent):
         ConfigError: a value out of range.
     """
 
-    in_keys = (
-        *(keys.NEXT_REWARD, keys.KL, keys.CONTROL),
-        *(keys.ACTION, keys.LOC, keys.SCALE, keys.BEHAVIOUR_LOC),
-    )
-    needs_reward_gradient = False
-
     def __init__(
         self,
         *,
@@ -101,7 +95,7 @@ class Grpo(Agent):
         )
         self.advantage, self.clip = advantage, check_clip(clip)
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Add every trajectory's advantage, the same at all of its steps."""
         group = condition_index(rollout)
         gain = episode_reward(rollout).detach()

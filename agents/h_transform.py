@@ -65,11 +65,13 @@ from torch.nn.functional import softplus
 from torch.optim.swa_utils import AveragedModel
 
 from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain, Phase
 from ctrl_rl.critics import condition_number
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import mean_soft_return
+
+_REWARDS = "condition_rewards"  # [B, K, C] nats, repeated along the steps
 
 
 class HTransform(Agent):
@@ -91,10 +93,6 @@ class HTransform(Agent):
         ConfigError: a value out of range.
     """
 
-    in_keys = (
-        *(keys.KL, keys.STEP, keys.CONTROL, keys.ACTION, keys.LOC, keys.BEHAVIOUR_LOC),
-        *(keys.NEXT_REWARD, keys.CONDITION_REWARDS),
-    )
     log_scale: Tensor
     started: Tensor
 
@@ -121,15 +119,8 @@ class HTransform(Agent):
         if not 0 <= average < 1:
             raise ConfigError(f"agent.average={average} must be 0 or more and less than 1")
         self.plan = RolloutPlan(gradients="score", epochs=epochs, minibatches=minibatches)
-        self.of_values = RolloutPlan(
-            gradients=None,
-            behaviour="prior",
-            minibatches=value_minibatches,
-            adds=("condition_rewards",),
-        )
-        self.of_reward = RolloutPlan(gradients="pathwise")
+        self.of_values, self.of_reward = _ValueFit(self, value_minibatches), _RewardAscent()
         self.value_share, self.reward_share = value_share, reward_share
-        self.needs_reward_gradient = reward_share > 0
         if keys.PROMPT in task.controls:
             raise ConfigError(
                 "agent=h_transform learns soft values of a prior without prompts, and this one has "
@@ -142,38 +133,17 @@ class HTransform(Agent):
         self.register_buffer("started", torch.tensor(False))
 
     @property
-    def plans(self) -> Mapping[float, RolloutPlan]:
+    def phases(self) -> Mapping[float, Phase]:
         """Episodes of the prior for the values, then those of the policy, at last whole chains."""
-        found = {0.0: self.of_values, self.value_share: self.plan}
+        found: dict[float, Phase] = {0.0: self.of_values, self.value_share: self}
         return found | ({1 - self.reward_share: self.of_reward} if self.reward_share else {})
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
-        """Shear the first two parts' rollouts; move the average on; set c by the first episodes.
-
-        What these parts learn of a state does not depend on the others of its episode. Row i gets
-        step k of episode i + k, so that a minibatch of a few rows holds states of many episodes.
-        """
-        if rollout[keys.NEXT_REWARD].requires_grad:
-            return rollout
-        if keys.CONDITION_REWARDS in rollout.keys():
-            if not self.started:
-                sums = rollout[keys.CONDITION_REWARDS][:, 0].logsumexp(1)
-                self.log_scale.copy_(sums.logsumexp(0) - math.log(len(sums)))
-                self.started.fill_(True)
-            self.followed.update_parameters(self.critic)
-        episodes, steps = (torch.arange(size, device=rollout.device) for size in rollout.shape)
-        return rollout[(episodes[:, None] + steps) % len(episodes), steps]
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
+        """Shear the rollout, see `_sheared`."""
+        return _sheared(rollout)
 
     def loss(self, rollout: TensorDict) -> TensorDict:
-        """Compute the loss of the part of training that the rollout was made for.
-
-        Only the first part's has the rewards of all conditions, only the last one's a reward with a
-        graph.
-        """
-        if keys.CONDITION_REWARDS in rollout.keys():
-            return self._value_loss(rollout)
-        if rollout[keys.NEXT_REWARD].requires_grad:
-            return TensorDict({"loss_soft_return": -mean_soft_return(rollout)}, batch_size=[])
+        """Price of the steps less the soft values of where they lead, per episode."""
         # The rollout's own noise, added to the present mean.
         action = rollout[keys.ACTION] + rollout[keys.LOC] - rollout[keys.BEHAVIOUR_LOC]
         total, log_share = _parts(self.followed(action, rollout[keys.STEP] + 1))
@@ -189,13 +159,74 @@ class HTransform(Agent):
         """The network of soft values, which rests once it has learned the prior's."""
         return {"values": list(self.critic.parameters())}
 
-    def _value_loss(self, rollout: TensorDict) -> TensorDict:
-        total, log_share = _parts(self.critic(rollout[keys.ACTION], rollout[keys.STEP] + 1))
-        weights = (rollout[keys.CONDITION_REWARDS] - self.log_scale).exp()
+
+class _ValueFit(Phase):
+    """The first part: the prior acts, and its soft values under all conditions are fitted.
+
+    Args:
+        agent: has the network and its average.
+        minibatches: optimizer steps per rollout.
+    """
+
+    def __init__(self, agent: HTransform, minibatches: int) -> None:
+        self.agent = agent
+        self.plan = RolloutPlan(gradients=None, behaviour="prior", minibatches=minibatches)
+
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
+        """Reward episodes under every condition; move the average on; set c by the first ones."""
+        agent, rewards = self.agent, _condition_rewards(chain, rollout[keys.SAMPLE][:, 0])
+        if not agent.started:
+            sums = rewards.logsumexp(1)
+            agent.log_scale.copy_(sums.logsumexp(0) - math.log(len(sums)))
+            agent.started.fill_(True)
+        agent.followed.update_parameters(agent.critic)
+        repeated = rewards[:, None].expand(-1, rollout.shape[1], -1)
+        return _sheared(rollout.copy().set(_REWARDS, repeated))
+
+    def loss(self, rollout: TensorDict) -> TensorDict:
+        """Cross-entropy of labels on noisy latents, and the logistic regression of their sum."""
+        total, log_share = _parts(self.agent.critic(rollout[keys.ACTION], rollout[keys.STEP] + 1))
+        weights = (rollout[_REWARDS] - self.agent.log_scale).exp()
         weight = weights.sum(-1)
         which = -(weights * log_share).sum(-1)
         how_much = weight * softplus(-total) + softplus(total)
         return TensorDict({"loss_value": (which + how_much).mean()}, batch_size=[])
+
+
+class _RewardAscent(Phase):
+    """The last part: J itself, through the whole chain."""
+
+    plan = RolloutPlan(gradients="pathwise")
+
+    def loss(self, rollout: TensorDict) -> TensorDict:
+        """Negative soft return, averaged over episodes."""
+        return TensorDict({"loss_soft_return": -mean_soft_return(rollout)}, batch_size=[])
+
+
+@torch.no_grad()
+def _condition_rewards(chain: Chain, sample: Tensor) -> Tensor:
+    """Rewards of clean samples [B, *D] under every condition, in one call: [B, C] nats.
+
+    What an episode of the prior would have been worth under a condition does not depend on the one
+    that it was drawn for.
+    """
+    conditions = chain.conditions
+    control = {
+        name: torch.tensor([c[name] for c in conditions], device=sample.device).repeat(len(sample))
+        for name in conditions[0]
+    }
+    copies = sample.repeat_interleave(len(conditions), 0)
+    return chain.reward(copies, control).reshape(len(sample), len(conditions))
+
+
+def _sheared(rollout: TensorDict) -> TensorDict:
+    """Give row i step k of episode i + k: a minibatch of a few rows has states of many episodes.
+
+    What the first two parts learn of a state does not depend on the others of its episode.
+    """
+    episodes, steps = (torch.arange(size, device=rollout.device) for size in rollout.shape)
+    kept = rollout.exclude(keys.CLEAN, keys.SAMPLE)
+    return kept[(episodes[:, None] + steps) % len(episodes), steps]
 
 
 def _parts(outputs: Tensor) -> tuple[Tensor, Tensor]:

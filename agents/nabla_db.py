@@ -46,10 +46,12 @@ from tensordict import TensorDict
 from torch import nn
 
 from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
+from ctrl_rl.agents.parts.adjoints import log_ratio_gradient, reward_gradient
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 
+_REWARD = "reward_gradient"  # [B, K, *S], at step k that of the one-step estimate at the action
 _TARGET = "flow_target"  # [B, K, *S], at step k what g should be at the action, 0 at the last step
 
 
@@ -61,29 +63,20 @@ class NablaDB(Agent):
         critic: makes g of the task, see `ctrl_rl.critics.GradientNetwork`.
     """
 
-    in_keys = (
-        keys.STEP,
-        keys.CONTROL,
-        keys.ACTION,
-        keys.LOC,
-        keys.PRIOR_LOC,
-        keys.SCALE,
-        keys.REWARD_GRADIENT,
-        keys.LOG_RATIO_GRADIENT,
-    )
     needs_reward_gradient = True
-    plan = RolloutPlan(gradients="score", adds=("balance_gradients",))
+    plan = RolloutPlan(gradients="score")
 
     def __init__(self, *, task: TaskSpec, critic: Callable[[TaskSpec], nn.Module]) -> None:
         super().__init__()
         self.critic, self.num_steps = critic(task), task.num_steps
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
-        """Shift the reverse condition to the step whose action is the latent it is about."""
-        reverse = -rollout[keys.LOG_RATIO_GRADIENT][:, 1:]
-        target = torch.zeros_like(rollout[keys.REWARD_GRADIENT])
-        target[:, :-1] = reverse - rollout[keys.REWARD_GRADIENT][:, :-1]
-        return rollout.copy().set(_TARGET, target)
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
+        """Add both gradients, the reverse condition's at the step whose action it is about."""
+        of_reward = reward_gradient(chain, rollout)
+        reverse = -log_ratio_gradient(chain, rollout)[:, 1:]
+        target = torch.zeros_like(of_reward)
+        target[:, :-1] = reverse - of_reward[:, :-1]
+        return rollout.copy().set(_REWARD, of_reward).set(_TARGET, target)
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Forward loss for the policy and reverse loss for g, summed over steps."""
@@ -91,7 +84,7 @@ class NablaDB(Agent):
         following, control = rollout[keys.STEP] + 1, dict(rollout[keys.CONTROL].items())
         residual = self.critic(rollout[keys.ACTION], following, control)
         residual = residual * expand_to(following < self.num_steps, residual)
-        asked = scale * (rollout[keys.REWARD_GRADIENT] + residual.detach())
+        asked = scale * (rollout[_REWARD] + residual.detach())
         drift = (rollout[keys.LOC] - rollout[keys.PRIOR_LOC]) / scale
         twice = 2 * len(rollout)
         return TensorDict(

@@ -1,6 +1,6 @@
 r"""NFT: negative-aware fine-tuning on the forward process: a regression on noised samples.
 
-An episode's sample z is noised anew, independently for every step (`ctrl_rl.forward_process`),
+An episode's sample z is noised anew, independently for every step (`ctrl_rl.agents.parts.noising`),
 which gives a latent x_k and the mean m_k of x_{k+1} given x_k and z. With an optimality o in [0, 1]
 of the sample, the policy pi_b that acted, and, in standard deviations of the step,
 d = (loc_k - behaviour_loc_k) / scale_k and e = (m_k - behaviour_loc_k) / scale_k, the loss is
@@ -55,7 +55,8 @@ from tensordict import TensorDict
 
 from ctrl_rl import gaussian, keys
 from ctrl_rl.advantages import condition_index, group_mean, group_std
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
+from ctrl_rl.agents.parts.noising import noisy_copies
 from ctrl_rl.errors import ConfigError, check_choice
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.plans import RolloutPlan
@@ -80,12 +81,6 @@ class Nft(Agent):
     Raises:
         ConfigError: a value out of range.
     """
-
-    in_keys = (
-        *(keys.NEXT_REWARD, keys.LOG_RATIO, keys.CONTROL, keys.SCALE, keys.LOC),
-        *((keys.FORWARD, name) for name in (keys.ACTION, keys.BEHAVIOUR_LOC)),
-    )
-    needs_reward_gradient = False
 
     def __init__(
         self,
@@ -113,13 +108,13 @@ class Nft(Agent):
         )
         self.plan = RolloutPlan(
             gradients="score",
-            adds=("forward_process",),
+            reevaluate=True,
             epochs=epochs,
             minibatches=minibatches,
             step_chunks=step_chunks,
         )
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Add advantages, and put the noised sample in the place of an episode's latents."""
         index, value = condition_index(rollout), episode_reward(rollout)
         if self.advantage == "soft_return":
@@ -128,7 +123,7 @@ class Nft(Agent):
         if self.advantage == "reward_over_std":
             # all rewards of a control equal: advantages are 0 and not 0 / 0
             advantage = advantage / group_std(value, index).clamp(min=1e-6)
-        noised = rollout.exclude(keys.FORWARD).update(rollout[keys.FORWARD])
+        noised = rollout.copy().update(noisy_copies(chain, rollout))
         return noised.set(_ADVANTAGE, advantage.detach()[:, None].expand(rollout.shape))
 
     def loss(self, rollout: TensorDict) -> TensorDict:

@@ -37,8 +37,7 @@ from collections.abc import Callable
 from tensordict import TensorDict
 from torch import nn
 
-from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.critics import FromFirstReturn, state_values
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
@@ -59,9 +58,6 @@ class PathConsistency(Agent):
     Raises:
         ConfigError: path_length is not within an episode.
     """
-
-    in_keys = (keys.X, keys.STEP, keys.CONTROL, keys.NEXT_REWARD, keys.KL, keys.LOG_RATIO)
-    needs_reward_gradient = False
 
     def __init__(
         self,
@@ -85,7 +81,7 @@ class PathConsistency(Agent):
         )
         self.critic = FromFirstReturn(critic(task))
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Let the values start at the first return."""
         self.critic.see(rollout)
         return rollout

@@ -57,7 +57,7 @@ from ctrl_rl.advantages import (
     generalized_advantage,
     step_advantage,
 )
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.critics import FromFirstReturn, state_values, value_regression
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
@@ -81,12 +81,6 @@ class Ppo(Agent):
         ConfigError: a value out of range.
     """
 
-    in_keys = (
-        *(keys.NEXT_REWARD, keys.KL, keys.CONTROL, keys.X, keys.STEP),
-        *(keys.ACTION, keys.LOC, keys.SCALE, keys.BEHAVIOUR_LOC),
-    )
-    needs_reward_gradient = False
-
     def __init__(
         self,
         *,
@@ -108,7 +102,7 @@ class Ppo(Agent):
         self.num_steps = task.num_steps
         self.critic = None if critic is None else FromFirstReturn(critic(task))
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Add advantages, and the critic's targets."""
         if self.critic is None:
             return rollout.copy().set(_ADVANTAGE, step_advantage(rollout))

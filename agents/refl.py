@@ -35,10 +35,10 @@ logs.
 
 from tensordict import TensorDict
 
-from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
+from ctrl_rl.agents.parts.branches import anchor, branch_late, mean_anchor_kl, mean_branch_return
+from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.soft_returns import mean_anchor_kl, mean_branch_return
 
 
 class ReFL(Agent):
@@ -46,14 +46,24 @@ class ReFL(Agent):
 
     Args:
         one_step_of: M, how many of the last steps the random step is drawn from, 1 or more.
+
+    Raises:
+        ConfigError: no step.
     """
 
-    in_keys = (keys.BRANCH_REWARD, keys.BRANCH_KL, keys.ANCHOR_KL)
     needs_reward_gradient = True
+    plan = RolloutPlan(gradients=None)  # the branch alone has a graph
 
     def __init__(self, *, one_step_of: int = 5) -> None:
         super().__init__()
-        self.plan = RolloutPlan(gradients="pathwise", one_step_of=one_step_of, anchor=True)
+        if one_step_of < 1:
+            raise ConfigError(f"agent.one_step_of={one_step_of} must be 1 or more")
+        self.one_step_of = one_step_of
+
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
+        """Take one of the last steps once more with a graph, and the KL of an earlier one."""
+        rollout = branch_late(chain, rollout, self.one_step_of)
+        return anchor(chain, rollout, self.one_step_of)
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Negative one-step return, averaged over episodes, plus the KL of earlier steps."""

@@ -38,8 +38,6 @@ from ctrl_rl.plans import RolloutPlan
 class Reinforce(Agent):
     """Score-function gradient of the soft return."""
 
-    in_keys = (keys.NEXT_REWARD, keys.KL, keys.ACTION_LOG_PROB, keys.CONTROL)
-    needs_reward_gradient = False
     plan = RolloutPlan(gradients="score")
 
     def loss(self, rollout: TensorDict) -> TensorDict:

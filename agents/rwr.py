@@ -50,7 +50,7 @@ from torch import Tensor
 
 from ctrl_rl import gaussian, keys
 from ctrl_rl.advantages import condition_index, group_mean
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.errors import check_choice
 from ctrl_rl.plans import BEHAVIOURS, RolloutPlan
 from ctrl_rl.soft_returns import episode_reward
@@ -72,12 +72,6 @@ class RewardWeightedRegression(Agent):
         ConfigError: a value out of range.
     """
 
-    in_keys = (
-        *(keys.NEXT_REWARD, keys.CONTROL, keys.ACTION, keys.LOC, keys.SCALE),
-        *(keys.PRIOR_LOC, keys.BEHAVIOUR_LOC),
-    )
-    needs_reward_gradient = False
-
     def __init__(
         self,
         *,
@@ -98,7 +92,7 @@ class RewardWeightedRegression(Agent):
             step_chunks=step_chunks,
         )
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Add the weights of episodes, [B, K], the same at all steps."""
         action, scale = rollout[keys.ACTION], rollout[keys.SCALE]
         behaviour = rollout[keys.BEHAVIOUR_LOC]

@@ -48,7 +48,7 @@ from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from ctrl_rl import gaussian, keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.critics import FirstReturn
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
@@ -114,12 +114,6 @@ class Sac(Agent):
         ConfigError: fewer than two critics, or a rate out of range.
     """
 
-    in_keys = (
-        *(keys.STEP, keys.CONTROL, keys.ACTION, keys.LOC, keys.SCALE, keys.PRIOR_LOC),
-        *(keys.BEHAVIOUR_LOC, keys.KL, keys.NEXT_REWARD, keys.NEXT_DONE),
-    )
-    needs_reward_gradient = False
-
     def __init__(
         self,
         *,
@@ -171,7 +165,7 @@ class Sac(Agent):
         _ = self.objective.target_entropy  # becomes a buffer when first read; a checkpoint has it
         self.target_update = target_update(self.objective, tau=target_rate)
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Let Q start at the first return, and the target networks follow the critics."""
         self.first_return.see(rollout)
         self.target_update.step()

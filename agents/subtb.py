@@ -37,8 +37,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.critics import FromFirstReturn, state_values
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
@@ -60,9 +59,6 @@ class SubtrajectoryBalance(Agent):
         ConfigError: decay is not a finite number above 0.
     """
 
-    in_keys = (keys.X, keys.STEP, keys.CONTROL, keys.NEXT_REWARD, keys.KL, keys.LOG_RATIO)
-    needs_reward_gradient = False
-
     def __init__(
         self,
         *,
@@ -82,7 +78,7 @@ class SubtrajectoryBalance(Agent):
         self.decay = decay
         self.critic = FromFirstReturn(critic(task))
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Let the values start at the first return."""
         self.critic.see(rollout)
         return rollout

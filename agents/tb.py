@@ -38,7 +38,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.critics import FromFirstReturn, LogPartition
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
@@ -54,9 +54,6 @@ class TrajectoryBalance(Agent):
         minibatches: optimizer steps per pass.
     """
 
-    in_keys = (keys.NEXT_REWARD, keys.KL, keys.LOG_RATIO, keys.CONTROL)
-    needs_reward_gradient = False
-
     def __init__(
         self, *, task: TaskSpec, replay: int = 0, epochs: int = 1, minibatches: int = 1
     ) -> None:
@@ -66,7 +63,7 @@ class TrajectoryBalance(Agent):
         )
         self.log_z = FromFirstReturn(LogPartition(task))
 
-    def prepare(self, rollout: TensorDict) -> TensorDict:
+    def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Let log Z_y start at the first return."""
         self.log_z.see(rollout)
         return rollout

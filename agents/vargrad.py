@@ -37,7 +37,6 @@ other has their control.
 import torch
 from tensordict import TensorDict
 
-from ctrl_rl import keys
 from ctrl_rl.advantages import condition_index, group_mean
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.plans import RolloutPlan
@@ -47,8 +46,6 @@ from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
 class VarGrad(Agent):
     """Log-variance per control."""
 
-    in_keys = (keys.NEXT_REWARD, keys.LOG_RATIO, keys.CONTROL)
-    needs_reward_gradient = False
     plan = RolloutPlan(gradients="score")
 
     def loss(self, rollout: TensorDict) -> TensorDict:

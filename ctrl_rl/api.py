@@ -90,9 +90,8 @@ class LoadedRun:
         except RuntimeError as error:
             raise RunError(f"{run.path} holds weights of another policy than its config") from error
         self.policy.requires_grad_(False)
-        rows = self.config.trainer.get("microbatch")  # which older runs do not have
-        process.set_microbatch(rows)
-        self.policy.set_microbatch(rows)
+        # Which older runs do not have.
+        process.execution.microbatch = self.config.trainer.get("microbatch")
 
     @property
     def prior(self) -> Prior:

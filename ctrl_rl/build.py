@@ -22,7 +22,7 @@ from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.generation import GenerationPlan
 from ctrl_rl.labels import check_same_labels
 from ctrl_rl.learner import TrainerConfig
-from ctrl_rl.plans import TaskSpec
+from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.pretrain import PretrainPlan
 from ctrl_rl.rewards.classifier import LabelModel
@@ -190,6 +190,12 @@ def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(check_seed(config.seed))
         agent: Agent = _make(config.agent, "agent", **given)
+    for phase in agent.phases.values():
+        if not isinstance(getattr(phase, "plan", None), RolloutPlan):
+            raise ConfigError(
+                f"{type(phase).__name__} has no plan, which says what its rollouts keep; for "
+                "example plan = RolloutPlan(gradients='score'), see ctrl_rl.plans"
+            )
     if agent.needs_reward_gradient and not process.reward_model.differentiable:
         raise ConfigError(
             f"agent={config.choices.agent} differentiates the reward, and "

@@ -1,12 +1,13 @@
 """What is asserted on one rollout before the first update, and of every reward after it."""
 
-import gc
+import re
 from copy import deepcopy
 
 import torch
 from tensordict import TensorDict
 
 from ctrl_rl import keys
+from ctrl_rl.agents.agent import Phase
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, InvariantError, NonFiniteError, did_you_mean, one_line
@@ -15,7 +16,7 @@ from ctrl_rl.learner import Learner
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.replay import Replay, check_refresh
-from ctrl_rl.rollouts import check_invariants, rollout
+from ctrl_rl.rollouts import RolledChain, check_invariants, rollout
 from ctrl_rl.soft_returns import episode_reward
 
 _COMPILERS = ("torch._dynamo", "torch._inductor")  # where errors of torch.compile are from
@@ -60,19 +61,15 @@ def check_start(env: LatentEnv, learner: Learner, *, tolerance: float = 0.0) -> 
             `check_invariants`.
 
     Raises:
-        ConfigError: prior, policy and reward do not fit each other, or the agent reads a key that
-            rollouts do not have.
+        ConfigError: prior, policy and reward do not fit each other, the agent reads a key that
+            rollouts do not have, or gives no losses.
         InvariantError: the policy is not the prior, or a gradient that the agent needs is missing.
         NonFiniteError: a reward is not finite.
     """
-    agent, before = learner.agent, env.generator.get_state()
-    present: dict[str, None] = {}
-    for plan in agent.plans.values():
-        episode = _first_episode(env, learner, plan, tolerance)
-        present |= dict.fromkeys(str(key) for key in episode.keys(include_nested=True))
-    for key in agent.in_keys:
-        if str(key) not in present:
-            raise ConfigError(f"the agent reads '{key}'; {did_you_mean(str(key), present)}")
+    before = env.generator.get_state()
+    for phase in deepcopy(learner.agent).phases.values():  # which may keep a state
+        episode = _first_episode(env, learner, phase.plan, tolerance)
+        _try(phase, episode, env, learner)
     env.generator.set_state(before)
     env.process.prior_calls = env.process.reward_calls = learner.policy.calls = 0
 
@@ -96,103 +93,33 @@ def _first_episode(
         if type(error).__module__.startswith(_COMPILERS):
             raise ConfigError(f"compile fails ({reason}); compile=null does without") from error
         raise ConfigError(f"prior, policy and reward do not fit each other: {reason}") from error
-    reward = episode[keys.BRANCH_REWARD] if plan.branches else episode_reward(episode)
-    needed = plan.gradients == "pathwise" and learner.agent.needs_reward_gradient
-    if needed and not reward.requires_grad:
+    if plan.gradients == "pathwise" and not episode_reward(episode).requires_grad:
         name = type(process.reward_model).__name__
         raise InvariantError(f"{name} says that it is differentiable, and its result has no graph")
     check_reward(env, episode)
     return episode
 
 
-def fit_microbatch(env: LatentEnv, learner: Learner) -> int | None:
-    """Find by trial how many samples the networks can be given at once, and set it.
-
-    A trial is one whole update of all the agent's plans, with room for the optimizer's moments in
-    the place of its step: with all samples at once, then in parts of a batch, of halves of it and
-    so on, until memory suffices. It leaves no trace. What else goes wrong in it is `check_start`'s
-    to report.
-
-    Returns:
-        Samples at once; None for all, without recomputing anything.
-
-    Raises:
-        ConfigError: not even one sample fits.
-    """
-    rows: int | None = None
-    while True:
-        set_microbatch(env, learner, rows)
-        try:
-            _trial(env, learner)
-            return rows
-        except (RuntimeError, KeyError) as error:
-            if not _is_full(error):
-                return rows
-            if rows == 1:
-                raise ConfigError(
-                    "an update of one sample at a time does not fit into the device's memory; use "
-                    "prior.dtype=float16, a smaller prior.size or a smaller trainer.batch_size"
-                ) from error
-        gc.collect()  # of what the failed trial had
-        if env.device.type == "cuda":
-            torch.cuda.empty_cache()
-        rows = env.batch_size[0] if rows is None else -(-rows // 2)
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether an error says that memory is full; torch's libraries have a kind of their own."""
-    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
-
-
-def set_microbatch(env: LatentEnv, learner: Learner, rows: int | None) -> None:
-    """Give the networks of prior, reward and policy so many samples at once at most."""
-    env.process.set_microbatch(rows)
-    for policy in (learner.policy, learner.result):
-        policy.set_microbatch(rows)
-
-
-def _trial(env: LatentEnv, learner: Learner) -> None:
-    process, policy, before = env.process, learner.policy, env.generator.get_state()
-    counted = (process.prior_calls, process.reward_calls, policy.calls)
-    agent = deepcopy(learner.agent)  # which may keep a state
-    groups = learner.optimizer.param_groups
-    moments = [torch.empty_like(p) for group in groups for p in group["params"] for _ in range(2)]
+def _try(phase: Phase, episode: TensorDict, env: LatentEnv, learner: Learner) -> None:
+    """Have a phase prepare a rollout and compute a first loss; name what it lacks."""
+    named, policy = type(phase).__name__, learner.policy
     try:
-        for plan in agent.plans.values():
-            episode = agent.prepare(rollout(env, policy, plan=plan))
-            for pieces in Replay(plan, env.generator).batches(episode, policy):
-                for piece in pieces:
-                    learner.backward(agent.loss(piece))
-    finally:
-        del moments
-        learner.optimizer.zero_grad(set_to_none=True)
-        process.prior_calls, process.reward_calls, policy.calls = counted
-        env.generator.set_state(before)
-
-
-def calls_per_update(env: LatentEnv, learner: Learner) -> dict[float, int]:
-    """Evaluations of prior and policy in one update, counted in samples on a dry one.
-
-    A dry update is a rollout and every batch of a plan without a loss. It leaves no trace;
-    `Agent.prepare` is left out, which sees neither prior nor policy and may keep a state.
-
-    Returns:
-        By the share of training at which each of the agent's plans begins.
-    """
-    process, policy = env.process, learner.policy
-    before = env.generator.get_state()
-    counted = (process.prior_calls, process.reward_calls, policy.calls)
-    calls = {}
-    for start, plan in learner.agent.plans.items():
-        process.prior_calls = policy.calls = 0
-        episode = rollout(env, policy, plan=plan)
-        for pieces in Replay(plan, env.generator).batches(episode, policy):
-            for _ in pieces:
-                pass  # a piece calls the policy when it is made
-        calls[start] = process.prior_calls + policy.calls
-    process.prior_calls, process.reward_calls, policy.calls = counted
-    env.generator.set_state(before)
-    return calls
+        prepared = phase.prepare(episode, RolledChain(env, policy))
+        if not isinstance(prepared, TensorDict):
+            raise ConfigError(f"{named}.prepare gave {type(prepared).__name__}, not the rollout")
+        batches = Replay(phase.plan, env.generator).batches(prepared, policy)
+        losses = phase.loss(next(next(batches)))
+    except KeyError as error:
+        missing = re.search(r'key "([^"]+)" not found', str(error))  # tensordict's words
+        if missing is None:
+            raise
+        present = [str(key) for key in episode.keys(include_nested=True)]
+        hint = did_you_mean(missing[1], present)
+        raise ConfigError(f"{named} reads '{missing[1]}'; {hint}") from error
+    if not isinstance(losses, TensorDict):
+        raise ConfigError(f"{named}.loss gave {type(losses).__name__}, not a TensorDict")
+    if not any(str(key).startswith("loss_") for key in losses.keys()):
+        raise ConfigError(f"{named}.loss gave no loss; name at least one of its results loss_…")
 
 
 def check_reward(env: LatentEnv, episode: TensorDict) -> None:

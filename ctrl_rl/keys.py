@@ -20,17 +20,11 @@ A state has batch shape ``[B]``, a rollout ``[B, T]`` with ``T = K`` stochastic 
 | `(next, reward)`     | [B, T, 1]    | float32 | nats | 0 but for the last step                 |
 | `(next, done)`       | [B, T, 1]    | bool    |      | true at the last step                   |
 | `behaviour_loc`      | [B, T, *S]   | float32 |      | loc of the policy that acted, a constant |
-| `lean_adjoint`       | [B, T, *S]   | float32 | nats | where a plan asks: see `ctrl_rl.adjoints` |
-| `reward_gradient`    | [B, T, *S]   | float32 | nats | the same                                |
-| `log_ratio_gradient` | [B, T, *S]   | float32 | nats | the same                                |
-| `branch_reward`      | [B, T]       | float32 | nats | where a plan asks: see `ctrl_rl.branches` |
-| `branch_kl`          | [B, T]       | float32 | nats | the same; both 0 but for one step        |
-| `anchor_kl`          | [B, T]       | float32 | nats | the same, at an earlier step             |
-| `(forward, name)`    | [B, T, *S]   | float32 |      | see `ctrl_rl.forward_process`           |
-| `condition_rewards`  | [B, T, C]    | float32 | nats | of every condition, repeated along T    |
-| `sample`             | [B, T, *D]   | float32 |      | clean sample, a view repeated along T   |
+| `clean`              | [B, T, *S]   | float32 |      | clean latent, a view repeated along T   |
+| `sample`             | [B, T, *D]   | float32 |      | what it is decoded to, the same         |
 
-`(next, x)` is not stored: it is `action`.
+`(next, x)` is not stored: it is `action`. Batches that are cut from a rollout are without `clean`
+and `sample`; `prepare` has them.
 """
 
 X = "x"
@@ -46,15 +40,8 @@ PRIOR_LOG_PROB = "prior_log_prob"
 KL = "kl"
 LOG_RATIO = "log_ratio"
 BEHAVIOUR_LOC = "behaviour_loc"
-LEAN_ADJOINT = "lean_adjoint"
-REWARD_GRADIENT = "reward_gradient"
-LOG_RATIO_GRADIENT = "log_ratio_gradient"
-BRANCH_REWARD = "branch_reward"
-BRANCH_KL = "branch_kl"
-ANCHOR_KL = "anchor_kl"
-FORWARD = "forward"
-CONDITION_REWARDS = "condition_rewards"
 REWARD = "reward"
 NEXT_REWARD = ("next", "reward")
 NEXT_DONE = ("next", "done")
+CLEAN = "clean"
 SAMPLE = "sample"

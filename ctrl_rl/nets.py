@@ -6,7 +6,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ctrl_rl.gaussian import expand_to
 
@@ -23,38 +22,6 @@ class FixedPrecision(nn.Module):
                 child._apply(fn)
         super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse=False)
         return self
-
-
-def in_parts(
-    function: Callable[..., Tensor], *given: Tensor | None, rows: int | None, recompute: bool
-) -> Tensor:
-    """A function of the rows of tensors, on so many rows at a time.
-
-    Args:
-        function: of tensors with B rows, one result per row.
-        *given: its arguments, [B, ...] or None.
-        rows: at most so many at a time; None for all at once. With a graph, what is given a number
-            here is recomputed in the backward pass, as all parts and all calls would fill the
-            memory together otherwise.
-        recompute: do so with all at once as well.
-
-    Returns:
-        What the function gives, [B, ...].
-    """
-
-    def run(*part: Tensor | None, recompute: bool) -> Tensor:
-        if not (recompute and torch.is_grad_enabled()):
-            return function(*part)
-        output = checkpoint(function, *part, use_reentrant=False)
-        assert isinstance(output, Tensor)
-        return output
-
-    first = next(tensor for tensor in given if tensor is not None)
-    if rows is None or len(first) <= rows:
-        return run(*given, recompute=recompute or rows is not None)
-    number = -(-len(first) // rows)
-    split = [[None] * number if each is None else each.split(rows) for each in given]
-    return torch.cat([run(*part, recompute=True) for part in zip(*split, strict=True)])
 
 
 class ControlEmbedding(nn.Module):

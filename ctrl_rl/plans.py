@@ -8,7 +8,6 @@ from ctrl_rl.errors import ConfigError, check_choice
 
 GRAPHS = ("pathwise", "score")
 BEHAVIOURS = ("policy", "prior")
-ADDITIONS = ("lean_adjoint", "balance_gradients", "condition_rewards", "forward_process")
 
 Part = TypeVar("Part")
 
@@ -55,24 +54,8 @@ class RolloutPlan:
             model's. With "score", `loc` and all that follows from it are the policy's at their
             latents; without gradients the policy is not evaluated at all. The reward and KL that a
             run logs are then of those episodes too.
-        adds: names of what is computed once per rollout and added to it:
-            "lean_adjoint": the reward's gradient carried back along the prior's chain
-            (`ctrl_rl.adjoints`); needs a differentiable reward.
-            "balance_gradients": `reward_gradient` and `log_ratio_gradient`, what detailed balance
-            of gradients is made of; needs a differentiable reward.
-            "condition_rewards": `condition_rewards`, what the clean sample would have been worth
-            under every condition, not only its own (`ctrl_rl.condition_rewards`).
-            "forward_process", for "score" only: `forward`, noisy copies of the rollout's clean
-            sample (`ctrl_rl.forward_process`). The agent puts them in the place of the latents that
-            led to the sample, and the policy is evaluated anew at what the batches hold.
-        one_step_of: "pathwise" only: the rollout keeps no graph; one step, drawn uniformly from the
-            last `one_step_of`, is taken once more with a graph and its clean estimate rewarded, see
-            `ctrl_rl.branches`. None for no such branch.
-        renoise: the same with the last step, from this many noisy copies of the rollout's clean
-            sample; 0 for no such branch.
-        anchor: add `anchor_kl`, the KL of one of the steps that `truncation`, `one_step_of` or
-            `renoise` keeps out of sight, with a graph: without it a network that steps share
-            carries its drift there free of charge.
+        reevaluate: "score" only: the policy is evaluated anew on what `prepare` gave even where the
+            rollout is not cut, because latents are not those that the policy went through.
 
     Raises:
         ConfigError: a value out of range, or one that does not go with `gradients`.
@@ -86,10 +69,7 @@ class RolloutPlan:
     step_chunks: int = 1
     replay: int = 0
     behaviour: Literal["policy", "prior"] = "policy"
-    adds: tuple[str, ...] = ()
-    one_step_of: int | None = None
-    renoise: int = 0
-    anchor: bool = False
+    reevaluate: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is out of range or contradicts itself."""
@@ -117,40 +97,17 @@ class RolloutPlan:
                 "a plan whose episodes are the prior's has no pathwise gradients of the policy; "
                 "use gradients='score' or null, or behaviour='policy'"
             )
-        if self.one_step_of is not None and not self.one_step_of >= 1:
-            raise ConfigError(f"agent.one_step_of={self.one_step_of} must be 1 or more")
-        if not self.renoise >= 0:
-            raise ConfigError(f"agent.renoise={self.renoise} must be 0 or more")
-        if self.one_step_of is not None and self.renoise:
-            raise ConfigError("a plan has one branch; use agent.one_step_of or agent.renoise")
-        if self.branches and (self.gradients != "pathwise" or self.truncation is not None):
-            raise ConfigError("a plan with a branch has pathwise gradients and no truncation")
-        for name in self.adds:
-            check_choice("addition to an agent's plan", name, ADDITIONS)
-        if "forward_process" in self.adds and self.gradients != "score":
+        if self.reevaluate and self.gradients != "score":
             raise ConfigError(
-                "a plan with the forward process evaluates the policy on noisy copies, which loses "
+                "a plan that evaluates the policy anew on other latents loses "
                 f"{self.gradients} gradients; use gradients='score'"
             )
-        if self.anchor and not (self.branches or isinstance(self.truncation, int)):
-            raise ConfigError("a plan with an anchor needs a fixed truncation or a branch")
-
-    def steps_in_sight(self, num_steps: int) -> int:
-        """How many of the last of K steps can get a gradient from the reward."""
-        if self.branches:
-            return min(self.one_step_of or 1, num_steps)
-        return min(self.truncation, num_steps) if isinstance(self.truncation, int) else num_steps
-
-    @property
-    def branches(self) -> bool:
-        """Whether a single step off the rollout has the graph instead of the rollout itself."""
-        return self.one_step_of is not None or self.renoise > 0
 
     @property
     def cuts(self) -> bool:
         """Whether losses see a rollout in parts, or past ones, instead of as it was made."""
         several = self.epochs > 1 or self.minibatches > 1 or self.step_chunks > 1
-        return several or self.replay > 0 or "forward_process" in self.adds
+        return several or self.replay > 0 or self.reevaluate
 
     @property
     def recomputes(self) -> bool:

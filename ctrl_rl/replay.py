@@ -21,6 +21,7 @@ from ctrl_rl.policies import DenoisingPolicy
 # nats per dimension between log pi at rollout and when evaluated anew in a batch of another shape:
 # float32 networks agree to about 1e-6, and a policy in another mode or precision does not to 1e-4
 _REPLAY_TOLERANCE = 1e-4
+_OF_THE_END = (keys.CLEAN, keys.SAMPLE)
 
 
 def refresh(policy: DenoisingPolicy, episodes: TensorDict) -> TensorDict:
@@ -36,7 +37,6 @@ def refresh(policy: DenoisingPolicy, episodes: TensorDict) -> TensorDict:
     flat = episodes.select(keys.X, keys.STEP, keys.CONTROL, keys.PRIOR_LOC).flatten(0, 1)
     control = dict(flat[keys.CONTROL].items())
     loc = policy.loc(flat[keys.X], flat[keys.STEP], control, flat[keys.PRIOR_LOC])
-    policy.calls += len(flat)
     loc = loc.unflatten(0, episodes.batch_size)
     action, prior_loc, scale = (episodes[k] for k in (keys.ACTION, keys.PRIOR_LOC, keys.SCALE))
     fresh = episodes.copy()
@@ -97,7 +97,8 @@ class Replay:
         if not self.plan.cuts:
             yield iter([episodes])
             return
-        episodes = episodes.detach()
+        # Of a whole rollout only: repeated along time, cuts would copy them for every step.
+        episodes = episodes.exclude(*_OF_THE_END).detach()
         if self.buffer is not None:
             self._write(episodes.cpu())
         size = len(episodes)
@@ -123,6 +124,7 @@ class Replay:
         shape = stored[keys.STEP].shape  # [size, T]
         size = shape[0]
         episodes = TensorDict(stored, batch_size=shape).unflatten_keys(".")
+        episodes = episodes.exclude(*_OF_THE_END)  # which older runs kept
         written = int(state["written"])
         # The buffer is a ring: the oldest episode of a full one lies where the next is written.
         oldest = written % self.plan.replay if written > self.plan.replay else 0

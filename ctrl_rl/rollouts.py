@@ -4,20 +4,16 @@ A rollout is a TensorDict [B, K] with the keys of `ctrl_rl.keys`. Two derived qu
 are formed here for all agents: the closed-form KL and the log-ratio, both in nats.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from tensordict import TensorDict, stack
 from torch import Tensor
 
 from ctrl_rl import gaussian, keys
-from ctrl_rl.adjoints import lean_adjoint, log_ratio_gradient, reward_gradient
-from ctrl_rl.branches import anchor_kl, branch
-from ctrl_rl.condition_rewards import condition_rewards
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import InvariantError
-from ctrl_rl.forward_process import noisy_copies
+from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.labels import Labels
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
@@ -45,8 +41,7 @@ def rollout(
         [B, K] with every key of `ctrl_rl.keys`.
     """
     plan = plan or RolloutPlan(gradients=None)
-    for network in (policy, env.process):
-        network.set_checkpointing(plan.checkpointing)
+    env.process.execution.checkpointing = plan.checkpointing
     num_steps = env.process.num_steps
     first = _first_step_with_gradient(plan, num_steps, env.generator)
     initial = None
@@ -74,54 +69,60 @@ def rollout(
             steps.append(_record(state, after))
         state = after.exclude(keys.REWARD)
     result = stack(steps, 1)
-    sample = state[keys.SAMPLE]
-    repeated = sample[:, None].expand(-1, num_steps, *sample.shape[1:])
-    result.set(keys.SAMPLE, repeated)  # a view: no memory per step
-    clean, additions = state[keys.PRIOR_LOC], _additions(env, policy)
-    for name in plan.adds:
-        result.update(additions[name](result, clean))
-    if plan.branches:
-        reward, kl = branch(env.process, policy, result, clean, plan, env.generator)
-        result.set(keys.BRANCH_REWARD, reward)
-        result.set(keys.BRANCH_KL, kl)
-    if plan.anchor:
-        result.set(keys.ANCHOR_KL, anchor_kl(policy, result, plan, env.generator))
+    # Views: no memory per step.
+    for key, last in {keys.CLEAN: state[keys.PRIOR_LOC], keys.SAMPLE: state[keys.SAMPLE]}.items():
+        result.set(key, last[:, None].expand(-1, num_steps, *last.shape[1:]))
     return result
 
 
-def _additions(
-    env: LatentEnv, policy: DenoisingPolicy
-) -> dict[str, Callable[[TensorDict, Tensor], dict[str, Any]]]:
-    """Entries by the names of `plans.ADDITIONS`, of episodes [B, K] and their clean latents."""
-    process, generator = env.process, env.generator
+class RolledChain:
+    """The chain of an env and a policy, see `ctrl_rl.agents.agent.Chain`.
 
-    def repeated(value: Tensor) -> Tensor:
-        """[B, C] along the steps: [B, K, C], a view."""
-        return value[:, None].expand(-1, process.num_steps, -1)
+    Args:
+        env: its process answers and counts, its generator draws.
+        policy: its calls are counted.
+    """
 
-    return {
-        "lean_adjoint": lambda episodes, clean: {
-            keys.LEAN_ADJOINT: lean_adjoint(process, episodes)
-        },
-        "balance_gradients": lambda episodes, clean: {
-            keys.REWARD_GRADIENT: reward_gradient(process, episodes),
-            keys.LOG_RATIO_GRADIENT: log_ratio_gradient(process, policy, episodes),
-        },
-        "condition_rewards": lambda episodes, clean: {
-            keys.CONDITION_REWARDS: repeated(
-                condition_rewards(process, episodes[keys.SAMPLE][:, 0])
+    def __init__(self, env: LatentEnv, policy: DenoisingPolicy) -> None:
+        self.process, self.policy, self.generator = env.process, policy, env.generator
+        # What an agent may ask of the process, as it is.
+        self.prior_loc = env.process.prior_loc
+        self.clean_estimate = env.process.clean_estimate
+        self.decode = env.process.prior.decode
+        self.policy_loc = policy.loc
+
+    @property
+    def kernel(self) -> TransitionKernel:
+        """Tables of every step."""
+        return self.process.kernel
+
+    @property
+    def conditions(self) -> Sequence[Mapping[str, int]]:
+        """Every condition of the task."""
+        return self.process.conditions
+
+    def reward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
+        """The process's reward.
+
+        Raises:
+            InvariantError: it is to be differentiated and cannot be.
+        """
+        reward = self.process.reward(sample, control)
+        if torch.is_grad_enabled() and sample.requires_grad and not reward.requires_grad:
+            model = self.process.reward_model
+            name = type(model).__name__
+            raise InvariantError(
+                f"{name} says that it is differentiable, and its result has no graph"
+                if model.differentiable
+                else f"the agent differentiates {name}, which is not differentiable; an agent that "
+                "says needs_reward_gradient = True is refused before any work"
             )
-        },
-        "forward_process": lambda episodes, clean: {
-            keys.FORWARD: noisy_copies(process, policy, episodes, clean, generator)
-        },
-    }
+        return reward
 
 
 def _loc(policy: DenoisingPolicy, state: TensorDict) -> Tensor:
     """The policy's mean at a state that another one acts in."""
     control = dict(state[keys.CONTROL].items())
-    policy.calls += len(state)
     return policy.loc(state[keys.X], state[keys.STEP], control, state[keys.PRIOR_LOC])
 
 
@@ -139,7 +140,7 @@ def _record(state: TensorDict, after: TensorDict) -> TensorDict:
 
 
 def _first_step_with_gradient(plan: RolloutPlan, num_steps: int, generator: torch.Generator) -> int:
-    if plan.gradients is None or plan.recomputes or plan.branches:
+    if plan.gradients is None or plan.recomputes:
         return num_steps
     if plan.truncation is None:
         return 0
@@ -170,6 +171,5 @@ def check_invariants(episode: TensorDict, plan: RolloutPlan, *, tolerance: float
                 f"{tolerance * dims or 'exactly 0'} is due: policy and prior must share weights, "
                 f"precision and evaluation mode{'; try compile=null' if tolerance else ''}"
             )
-    differentiated = keys.BRANCH_KL if plan.branches else keys.KL
-    if plan.gradients and not plan.recomputes and not episode[differentiated].requires_grad:
+    if plan.gradients and not plan.recomputes and not episode[keys.KL].requires_grad:
         raise InvariantError("the KL term carries no gradient, so it would not act on the policy")

@@ -46,13 +46,3 @@ def path_levels(episode: TensorDict, values: Tensor) -> Tensor:
 def mean_soft_return(episode: TensorDict) -> Tensor:
     """Batch mean of reward - KL with its graph, a scalar in nats: what pathwise agents maximise."""
     return (episode_reward(episode) - episode_kl(episode)).mean()
-
-
-def mean_anchor_kl(episode: TensorDict) -> Tensor:
-    """Batch mean of the KL of steps that a plan keeps out of sight, with its graph, nats."""
-    return episode[keys.ANCHOR_KL].sum(1).mean()
-
-
-def mean_branch_return(episode: TensorDict) -> Tensor:
-    """Batch mean of the branch's reward - KL with its graph, nats; see `ctrl_rl.branches`."""
-    return (episode[keys.BRANCH_REWARD] - episode[keys.BRANCH_KL]).sum(1).mean()

@@ -1,7 +1,8 @@
 """The training loop: rollout, losses, optimizer steps; it knows only the contracts."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from ctrl_rl.interrupts import Interrupted, stop_on_interrupt
 from ctrl_rl.learner import Learner, part_of
 from ctrl_rl.plans import at_progress
 from ctrl_rl.replay import Replay
-from ctrl_rl.rollouts import rollout
 from ctrl_rl.runs import Checkpoint, Run
 from ctrl_rl.soft_returns import episode_kl, episode_reward
+from ctrl_rl.updates import update
 
 
 class Trainer:
@@ -47,7 +48,7 @@ class Trainer:
         self.env, self.learner, self.run, self.log_z = env, learner, run, log_z
         self.policy, self.agent, self.config = learner.policy, learner.agent, learner.config
         self.replays = {
-            start: Replay(plan, env.generator) for start, plan in self.agent.plans.items()
+            start: Replay(phase.plan, env.generator) for start, phase in self.agent.phases.items()
         }
         self.logger, self.report = logger, report
         self.update = 0
@@ -105,11 +106,16 @@ class Trainer:
         self.run.forget_after(self.update)
 
     def _one_update(self) -> dict[str, float]:
-        replay = at_progress(self.replays, self.update / self.config.updates)
-        episode = rollout(self.env, self.policy, plan=replay.plan)
+        progress = self.update / self.config.updates
         try:
-            check_reward(self.env, episode)
-            learned = self._learn(replay.batches(self.agent.prepare(episode), self.policy))
+            episode, learned = update(
+                self.env,
+                self.learner,
+                at_progress(self.agent.phases, progress),
+                at_progress(self.replays, progress),
+                step=partial(self.learner.step, self.update),
+                check=partial(check_reward, self.env),
+            )
         except NonFiniteError as error:
             good = self.run.path / "checkpoints" / f"{self.run.checkpoints()[-1]:06d}"
             raise NonFiniteError(
@@ -126,21 +132,6 @@ class Trainer:
             "denoiser_calls": process.prior_calls + self.policy.calls,
             "reward_calls": process.reward_calls,
         }
-
-    def _learn(self, batches: Iterator[Iterator[TensorDict]]) -> dict[str, float]:
-        """All optimizer steps of one rollout; what they logged, averaged over the steps."""
-        logged = []
-        for pieces in batches:
-            losses = [self.learner.backward(self.agent.loss(piece)) for piece in pieces]
-            step = self.learner.step(self.update)
-            # Pieces are parts of one sum, so their losses add up; other figures are averaged.
-            total = sum(losses[1:], losses[0])
-            figures = {
-                name: float(value) / (1 if name.startswith("loss_") else len(losses))
-                for name, value in total.items()
-            }
-            logged.append(figures | step)
-        return {name: sum(each[name] for each in logged) / len(logged) for name in logged[0]}
 
     def _gap(self, episode: TensorDict) -> dict[str, float]:
         """Live estimate of the gap on the batch: log Z of its conditions minus its soft returns."""

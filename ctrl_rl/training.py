@@ -12,13 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl import build
-from ctrl_rl.checks import (
-    calls_per_update,
-    check_start,
-    compile_networks,
-    fit_microbatch,
-    set_microbatch,
-)
+from ctrl_rl.checks import check_start, compile_networks
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, prior_log_z
 from ctrl_rl.evaluation.film import NO_FILM, draw_film, strips_of
@@ -31,6 +25,7 @@ from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.progress import bar, say, show_summary
 from ctrl_rl.runs import Checkpoint, Run
 from ctrl_rl.trainer import Trainer
+from ctrl_rl.updates import fit_microbatch, rehearse
 
 # Nats per dimension. A compiled forward pass rounds otherwise with a backward pass than without
 # one: clean estimates of Stable Diffusion's architecture were up to 4e-6 apart.
@@ -84,11 +79,11 @@ def train_and_evaluate(
         if not quiet:
             say(f"trainer.microbatch=auto is {rows or 'null: all at once on this device'}")
     assert rows is None or isinstance(rows, int)
-    set_microbatch(env, learner, rows)
+    process.execution.microbatch = rows
     if checkpoint is None or backend is not None:  # which may fail on another machine
         check_start(env, learner, tolerance=0.0 if backend is None else _COMPILED_TOLERANCE)
     if settings.denoiser_calls is not None:
-        learner.config = settings = settings.within_budget(calls_per_update(env, learner))
+        learner.config = settings = settings.within_budget(rehearse(env, learner))
     # With prompts, every one of training would need prior samples of its own.
     log_z = None
     if process.prior.prompts is None:

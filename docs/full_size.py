@@ -12,16 +12,17 @@ Without a device it is a rehearsal: the small pipeline of the tests, 4 episodes,
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from memory_plan import SCHEDULER, UNET, VAE, learner_on
 
-from ctrl_rl.checks import set_microbatch
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.learner import Learner
 from ctrl_rl.replay import Replay
 from ctrl_rl.rollouts import rollout
+from ctrl_rl.updates import update
 
 FOLDER = Path(__file__).parents[1] / "runs" / "full_size"
 _TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
@@ -67,14 +68,10 @@ def now(device: str) -> float:
     return time.monotonic()
 
 
-def update(env: LatentEnv, learner: Learner) -> None:
-    """One update of an agent with one plan."""
-    (plan,) = learner.agent.plans.values()
-    episode = learner.agent.prepare(rollout(env, learner.policy, plan=plan))
-    for pieces in Replay(plan, env.generator).batches(episode, learner.policy):
-        for piece in pieces:
-            learner.backward(learner.agent.loss(piece))
-        learner.step(0)
+def update_once(env: LatentEnv, learner: Learner) -> None:
+    """One update of an agent with one phase."""
+    replay = Replay(learner.agent.plan, env.generator)
+    update(env, learner, learner.agent, replay, step=partial(learner.step, 0))
 
 
 def images_per_second(folder: Path, device: str, dtype: str, episodes: int, rows: int) -> float:
@@ -82,7 +79,7 @@ def images_per_second(folder: Path, device: str, dtype: str, episodes: int, rows
     seconds = 0.0
     for count in (1, episodes):
         env, learner = learner_on("ppo", folder, episodes=count, dtype=dtype, device=device)
-        set_microbatch(env, learner, rows)
+        env.process.execution.microbatch = rows
         start = now(device)
         with torch.no_grad():
             rollout(env, learner.policy)
@@ -93,13 +90,13 @@ def images_per_second(folder: Path, device: str, dtype: str, episodes: int, rows
 def row(agent: str, folder: Path, device: str, dtype: str, episodes: int, rows: int) -> str:
     """A row of the table."""
     env, learner = learner_on(agent, folder, episodes=1, dtype=dtype, device=device)
-    update(env, learner)
+    update_once(env, learner)
     env, learner = learner_on(agent, folder, episodes=episodes, dtype=dtype, device=device)
-    set_microbatch(env, learner, rows)
+    env.process.execution.microbatch = rows
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     start = now(device)
-    update(env, learner)
+    update_once(env, learner)
     seconds = now(device) - start
     peak = torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else float("nan")
     return f"| `{agent}` | {dtype} | {episodes} | {rows} | {seconds:.0f} | {peak:.1f} |"

@@ -9,6 +9,7 @@ activations of one step that checkpointing makes again are in the second figure 
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,7 +22,7 @@ from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.learner import Learner
 from ctrl_rl.replay import Replay
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.updates import update
 
 _STEPS = (10, 20, 40, 80)
 _AGENTS = {
@@ -76,11 +77,8 @@ def one_update(words: list[str], num_steps: int) -> tuple[Callable[[], None], li
     env = LatentEnv(process, num_envs=4)
 
     def run() -> None:
-        episode = agent.prepare(rollout(env, policy, plan=agent.plan))
-        for pieces in Replay(agent.plan, env.generator).batches(episode, policy):
-            for piece in pieces:
-                learner.backward(agent.loss(piece))
-            learner.step(0)
+        replay = Replay(agent.plan, env.generator)
+        update(env, learner, agent, replay, step=partial(learner.step, 0))
 
     return run, [*process.parameters(), *process.buffers(), *policy.parameters()]
 

@@ -20,8 +20,7 @@ from results import fill
 from torch import Tensor
 from torch.nn import functional
 
-from ctrl_rl import build
-from ctrl_rl.checks import calls_per_update
+from ctrl_rl import build, keys
 from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
@@ -32,7 +31,8 @@ from ctrl_rl.priors import NetworkDenoiser, Prior, Prompts, diffusers_prior
 from ctrl_rl.priors.guided import LatentDecoder
 from ctrl_rl.priors.text_unet import TextUNet
 from ctrl_rl.rewards import FunctionReward
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.rollouts import RolledChain, rollout
+from ctrl_rl.updates import rehearse
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -158,11 +158,12 @@ def learner_on(
 def calls(agent: str, folder: Path) -> tuple[float, float]:
     """Evaluations of prior and policy per episode of an update; latents kept per step of it."""
     env, learner = learner_on(agent, folder, episodes=_FEW)
-    (plan,) = learner.agent.plans.values()
-    shape = env.process.shape
-    episode = rollout(env, learner.policy, plan=plan)
-    latents = [value for value in episode.values(True, True) if value.shape[2:] == shape]
-    (number,) = calls_per_update(env, learner).values()
+    agent, shape = learner.agent, env.process.shape
+    chain = RolledChain(env, learner.policy)
+    episode = agent.prepare(rollout(env, learner.policy, plan=agent.plan), chain)
+    stored = episode.exclude(keys.CLEAN, keys.SAMPLE)  # which are views
+    latents = [value for value in stored.values(True, True) if value.shape[2:] == shape]
+    (number,) = rehearse(env, learner).values()
     return number / _FEW, float(len(latents))
 
 

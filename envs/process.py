@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ctrl_rl import keys
 from ctrl_rl.envs.control_laws import BalancedLaw, ControlLaw
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.execution import in_parts
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.labels import Labels, checked_labels, shown_name
-from ctrl_rl.nets import in_parts
 from ctrl_rl.priors import Prior
 from ctrl_rl.rewards import Reward
 
@@ -41,6 +41,7 @@ class DenoisingProcess(nn.Module):
     Attributes:
         label_names: names of everything's values that an episode is given, without none: by
             "prompt" the prior's prompts, where it has any, and by control its labels' names.
+        execution: how prior, decoder and reward are run.
 
     Raises:
         ConfigError: guidance_strength <= 0, a law that does not fit its control, a reward that
@@ -62,7 +63,7 @@ class DenoisingProcess(nn.Module):
                 f"env.guidance_strength={guidance_strength} must be > 0: it multiplies "
                 "log p(y|sample), and 0 would ask for nothing; use 1 for the Bayes conditional"
             )
-        self.prior = prior
+        self.prior, self.execution = prior, prior.execution
         self.kernel = kernel
         self.reward_model = reward
         self.guidance_strength = float(guidance_strength)
@@ -85,8 +86,16 @@ class DenoisingProcess(nn.Module):
         self.control_law = control_law or BalancedLaw()
         for num_labels in self.controls.values():
             self.control_law.check(num_labels)
-        self.prior_calls = 0  # evaluations of the prior's network, counted in samples
         self.reward_calls = 0  # evaluations of the reward, counted in samples
+
+    @property
+    def prior_calls(self) -> int:
+        """Evaluations of the prior's network, counted in samples."""
+        return self.prior.denoiser.calls
+
+    @prior_calls.setter
+    def prior_calls(self, calls: int) -> None:
+        self.prior.denoiser.calls = calls
 
     @property
     def num_steps(self) -> int:
@@ -197,7 +206,6 @@ class DenoisingProcess(nn.Module):
         return denoised if self.kernel.clip is None else self.kernel.clip(denoised)
 
     def _denoised(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        self.prior_calls += len(x)
         prompt = control.get(keys.PROMPT)
         denoised: Tensor = self.prior.denoiser(x, self.kernel.timesteps[step], prompt=prompt)
         return denoised
@@ -210,7 +218,7 @@ class DenoisingProcess(nn.Module):
             reward: Tensor = self.reward_model(sample, dict(zip(control, labels, strict=True)))
             return reward
 
-        rows = self.prior.denoiser.microbatch
+        rows = self.execution.microbatch
         reward = in_parts(rewarded, sample, *control.values(), rows=rows, recompute=False)
         return self.guidance_strength * reward
 
@@ -220,21 +228,13 @@ class DenoisingProcess(nn.Module):
 
     def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
         """Most probable label of each control, each [B]; None where the reward has none."""
-        parts = sample.split(self.prior.denoiser.microbatch or max(len(sample), 1))
+        parts = sample.split(self.execution.microbatch or max(len(sample), 1))
         found = [self.reward_model.predict(part) for part in parts]
         known = [labels for labels in found if labels is not None]
         if not known:
             return None
         return {name: torch.cat([labels[name] for labels in known]) for name in known[0]}
 
-    def set_microbatch(self, rows: int | None) -> None:
-        """Give prior, decoder and reward so many samples at once at most."""
-        self.prior.denoiser.microbatch = rows
-
     def compile_network(self, backend: str) -> bool:
         """Compile the prior's network; whether it has one."""
         return self.prior.denoiser.compile_network(backend)
-
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute the prior's activations in the backward pass."""
-        self.prior.denoiser.checkpointing = enabled

@@ -24,7 +24,7 @@ class StepShifts(DenoisingPolicy):
         (labels,) = process.controls.values()
         self.shifts = nn.Parameter(torch.zeros(labels, process.num_steps, *process.shape))
 
-    def loc(
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
         (label,) = control.values()

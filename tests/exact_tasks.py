@@ -65,7 +65,7 @@ class ShiftPolicy(DenoisingPolicy):
         shifts = np.stack([oracle.optimal_shifts for oracle in oracles])
         self.shifts = factor * torch.as_tensor(shifts).float()
 
-    def loc(
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
         return prior_loc + self.shifts[control[self.control], step]

@@ -1,39 +1,45 @@
 """Training in a few lines, for tests that need no run folder."""
 
+from functools import partial
+from typing import cast
+
 from tensordict import TensorDict
 
 from ctrl_rl import build
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Chain, Phase
 from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.learner import Learner
-from ctrl_rl.plans import RolloutPlan, at_progress
+from ctrl_rl.plans import at_progress
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.replay import Replay
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.rollouts import RolledChain, rollout
+from ctrl_rl.updates import update
+
+# For agents that ask nothing of the chain in `prepare`.
+NO_CHAIN = cast(Chain, None)
 
 
-def first_batch(
-    env: LatentEnv, policy: DenoisingPolicy, agent: Agent, plan: RolloutPlan | None = None
-) -> TensorDict:
-    """The first piece that the agent's loss would see in a run, of `agent.plan` unless told."""
-    plan = plan or agent.plan
-    episode = agent.prepare(rollout(env, policy, plan=plan))
-    return next(next(Replay(plan, env.generator).batches(episode, policy)))
+def prepared(env: LatentEnv, policy: DenoisingPolicy, phase: Phase) -> TensorDict:
+    """A rollout under the phase's plan with what its `prepare` adds."""
+    return phase.prepare(rollout(env, policy, plan=phase.plan), RolledChain(env, policy))
+
+
+def first_batch(env: LatentEnv, policy: DenoisingPolicy, phase: Phase) -> TensorDict:
+    """The first piece that the phase's loss would see in a run."""
+    episode = prepared(env, policy, phase)
+    return next(next(Replay(phase.plan, env.generator).batches(episode, policy)))
 
 
 def learn(env: LatentEnv, learner: Learner, updates: int) -> DenoisingPolicy:
     """Updates as the trainer makes them."""
-    policy, agent = learner.policy, learner.agent
-    replays = {start: Replay(plan, env.generator) for start, plan in agent.plans.items()}
-    for update in range(updates):
-        replay = at_progress(replays, update / updates)
-        episode = agent.prepare(rollout(env, policy, plan=replay.plan))
-        for pieces in replay.batches(episode, policy):
-            for piece in pieces:
-                learner.backward(agent.loss(piece))
-            learner.step(update)
+    phases = learner.agent.phases
+    replays = {start: Replay(phase.plan, env.generator) for start, phase in phases.items()}
+    for done in range(updates):
+        progress = done / updates
+        phase, replay = at_progress(phases, progress), at_progress(replays, progress)
+        update(env, learner, phase, replay, step=partial(learner.step, done))
     return learner.result
 
 

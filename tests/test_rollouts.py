@@ -26,7 +26,7 @@ class Shifts(DenoisingPolicy):
         super().__init__(kernel)
         self.shifts = torch.nn.Parameter(shifts)  # [K, L, d]
 
-    def loc(self, x: Tensor, step: Tensor, control: Any, prior_loc: Tensor) -> Tensor:
+    def mean(self, x: Tensor, step: Tensor, control: Any, prior_loc: Tensor) -> Tensor:
         (label,) = control.values()
         return prior_loc + self.shifts[step, label]
 

@@ -136,7 +136,7 @@ def evaluate(
     """
     with torch.no_grad():
         conditions = _places(process, conditions)
-        at_once = process.prior.denoiser.microbatch
+        at_once = process.execution.microbatch
         judge = Judge(process.predict, dict(heldout or {}), process.controls, at_once)
         generator = torch.Generator(device=process.kernel.scale.device).manual_seed(plan.seed)
         report(0, len(conditions))

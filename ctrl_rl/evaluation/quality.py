@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrl_rl.nets import in_parts
+from ctrl_rl.execution import in_parts
 from ctrl_rl.rewards.classifier import LabelModel
 
 _MOST_PAIRED = 512  # samples whose pairwise distances are averaged: 130,816 pairs

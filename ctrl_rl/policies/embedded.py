@@ -47,7 +47,7 @@ class EmbeddedPolicy(DenoisingPolicy):
         """Stay in evaluation mode, as the prior does: dropout would make the two differ."""
         return super().train(False)
 
-    def loc(
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
         """Mean of the kernel's step from the trained clean estimate."""
@@ -65,14 +65,6 @@ class EmbeddedPolicy(DenoisingPolicy):
             "embedding": list(self.embedding.parameters()),
         }
 
-    def set_microbatch(self, rows: int | None) -> None:
-        """Give the denoiser so many samples at once at most."""
-        self.denoiser.microbatch = rows
-
     def compile_network(self, backend: str) -> bool:
         """Compile the denoiser's network; adapters are compiled with the prior's."""
         return self.denoiser.compile_network(backend)
-
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute the denoiser's activations in the backward pass."""
-        self.denoiser.checkpointing = enabled

@@ -80,6 +80,7 @@ class AdaptedDenoiser(Denoiser):
         self, denoiser: Denoiser, *, rank: int, alpha: int, targets: Sequence[str]
     ) -> None:
         super().__init__()
+        self.execution = denoiser.execution
         self._denoiser = [denoiser]  # in a list, as the prior is no part of this module
         self._settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "targets": tuple(targets)}
         before = {p for p in denoiser.parameters() if p.requires_grad}
@@ -101,7 +102,6 @@ class AdaptedDenoiser(Denoiser):
         """Other adapters of the same values on the same network: a moving average needs no more."""
         copy = AdaptedDenoiser(self._denoiser[0], **self._settings)
         copy.load_state_dict(self.state_dict())
-        copy.checkpointing, copy.microbatch = self.checkpointing, self.microbatch
         memo[id(self)] = copy
         return copy
 

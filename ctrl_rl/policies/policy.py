@@ -33,10 +33,10 @@ class DenoisingPolicy(TensorDictModuleBase, ABC):  # type: ignore[misc]
         self.out_keys = [keys.LOC, keys.SCALE, keys.ACTION, keys.ACTION_LOG_PROB]
 
     @abstractmethod
-    def loc(
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
-        """Mean of the next latent.
+        """Mean of the next latent; callers use `loc`, which counts.
 
         Args:
             x: [B, *S] latent.
@@ -48,22 +48,21 @@ class DenoisingPolicy(TensorDictModuleBase, ABC):  # type: ignore[misc]
             [B, *S] float32.
         """
 
+    def loc(
+        self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
+    ) -> Tensor:
+        """Mean of the next latent, counted in `calls`; shapes as in `mean`."""
+        self.calls += len(x)
+        return self.mean(x, step, control, prior_loc)
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by name of their learning rate."""
         return {"network": [p for p in self.parameters() if p.requires_grad]}
-
-    def set_microbatch(self, rows: int | None) -> None:
-        """Give the policy's large network, where it has one, so many samples at once at most."""
-        del rows
 
     def compile_network(self, backend: str) -> bool:
         """Compile the policy's large network; whether it has one that is not the prior's."""
         del backend
         return False
-
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass where the policy has a large network."""
-        del enabled  # nothing to recompute unless a subclass owns a denoiser
 
     def forward(
         self, state: TensorDictBase, generator: torch.Generator | None = None
@@ -74,7 +73,6 @@ class DenoisingPolicy(TensorDictModuleBase, ABC):  # type: ignore[misc]
         loc = self.loc(state[keys.X], step, control, state[keys.PRIOR_LOC])
         scale = self.kernel.scale[step]
         action = gaussian.draw(loc, scale, generator)
-        self.calls += len(step)
         state.set(keys.LOC, loc)
         state.set(keys.SCALE, scale)
         state.set(keys.ACTION, action)
@@ -85,7 +83,7 @@ class DenoisingPolicy(TensorDictModuleBase, ABC):  # type: ignore[misc]
 class PriorPolicy(DenoisingPolicy):
     """The pretrained model itself as a policy: loc is the prior's."""
 
-    def loc(
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
         """Return the prior's mean."""
@@ -109,7 +107,7 @@ class StrengthPolicy(DenoisingPolicy):
         self.policy = policy
         self.strength = strength
 
-    def loc(
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
         """Mix the two means."""

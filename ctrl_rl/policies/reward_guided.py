@@ -71,7 +71,7 @@ class RewardGuidedPolicy(DenoisingPolicy):
         memo[id(self)] = copy
         return copy
 
-    def loc(
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
         """Shift the policy's mean along the reward's gradient.
@@ -109,14 +109,6 @@ class RewardGuidedPolicy(DenoisingPolicy):
         """Those of the policy, and the weights, which have a rate of their own."""
         return {**self.policy.parameter_groups(), self._GROUP: list(self.weights.parameters())}
 
-    def set_microbatch(self, rows: int | None) -> None:
-        """Give the policy's large network so many samples at once at most."""
-        self.policy.set_microbatch(rows)
-
     def compile_network(self, backend: str) -> bool:
         """Compile the policy's large network."""
         return self.policy.compile_network(backend)
-
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute the policy's activations in the backward pass."""
-        self.policy.set_checkpointing(enabled)

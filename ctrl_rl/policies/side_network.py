@@ -57,7 +57,7 @@ class SideNetworkPolicy(DenoisingPolicy):
             depth=depth,
         )
 
-    def loc(
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
         """Shift the prior's mean by u standard deviations."""

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.execution import Execution, in_parts
 from ctrl_rl.gaussian import expand_to
-from ctrl_rl.nets import FixedPrecision, in_parts
+from ctrl_rl.nets import FixedPrecision
 from ctrl_rl.schedules import FLOW, noise_levels
 
 
@@ -32,17 +33,16 @@ class Denoiser(FixedPrecision, ABC):
 
     Attributes:
         embedding_features: E, width of the control embedding that it accepts; 0 for none.
-        checkpointing: recompute activations in the backward pass instead of keeping them.
-        microbatch: most samples that the network is given at once; None for all. Larger batches go
-            in parts, and with a graph their activations are recomputed part by part.
+        execution: how the network is run.
+        calls: evaluations so far, counted in samples.
     """
 
     embedding_features: int = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.checkpointing = False
-        self.microbatch: int | None = None
+        self.execution = Execution()
+        self.calls = 0
 
     @abstractmethod
     def denoise(
@@ -77,8 +77,10 @@ class Denoiser(FixedPrecision, ABC):
         Returns:
             [B, *S] float32.
         """
+        self.calls += len(x)
         given = (x, timestep, embedding, prompt)
-        return in_parts(self.denoise, *given, rows=self.microbatch, recompute=self.checkpointing)
+        how = self.execution
+        return in_parts(self.denoise, *given, rows=how.microbatch, recompute=how.checkpointing)
 
 
 class NetworkDenoiser(Denoiser):
@@ -191,6 +193,9 @@ class Prior(nn.Module):
         shape: shape of one latent, without the batch.
         decoder: latent to sample, differentiable; None where latents are samples.
         prompts: the prior's own conditions c; None where it has none.
+
+    Attributes:
+        execution: how its networks are run, and all that share them.
     """
 
     def __init__(
@@ -203,7 +208,7 @@ class Prior(nn.Module):
         prompts: Prompts | None = None,
     ) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.execution = denoiser, denoiser.execution
         self.prompts = prompts
         self.scheduler_config = dict(scheduler_config)
         self.shape = tuple(shape)
@@ -220,8 +225,8 @@ class Prior(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent [B, *S] to sample [B, *D]; recomputes activations where the denoiser does."""
-        denoiser = self.denoiser
-        saving = denoiser.checkpointing or denoiser.microbatch is not None
+        how = self.execution
+        saving = how.checkpointing or how.microbatch is not None
         # One by one, so that the backward pass holds the activations of a single sample.
-        rows = 1 if saving and torch.is_grad_enabled() else denoiser.microbatch
+        rows = 1 if saving and torch.is_grad_enabled() else how.microbatch
         return in_parts(self.decoder, latent, rows=rows, recompute=saving)

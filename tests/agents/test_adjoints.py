@@ -8,19 +8,20 @@ import pytest
 import torch
 from agent_tasks import StepShifts, make, noisy_drift, oracles, task_of
 from exact_tasks import ShiftPolicy
+from learning import prepared
 from tensordict import TensorDict
 from torch import Tensor
 
 from ctrl_rl import keys
-from ctrl_rl.adjoints import lean_adjoint, log_ratio_gradient, reward_gradient
 from ctrl_rl.agents.adjoint import Adjoint
 from ctrl_rl.agents.nabla_db import NablaDB
+from ctrl_rl.agents.parts.adjoints import lean_adjoint, log_ratio_gradient, reward_gradient
 from ctrl_rl.critics import GradientNetwork
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 from ctrl_rl.replay import Replay
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.rollouts import RolledChain, rollout
 
 K = 6
 MEMORY = Path(__file__).parents[2] / "docs" / "memory.py"
@@ -55,7 +56,7 @@ def test_lean_adjoint_is_the_full_one(task: str) -> None:
     policy = ShiftPolicy(env.process) if task == "gaussian" else PriorPolicy(env.process.kernel)
     with torch.no_grad():
         episode = rollout(env, policy)
-    lean = lean_adjoint(env.process, episode)
+    lean = lean_adjoint(RolledChain(env, policy), episode)
     for k in range(K):
         full = full_adjoint(env.process, policy, episode, k + 1)
         torch.testing.assert_close(lean[:, k], full, rtol=1e-4, atol=1e-6)
@@ -63,11 +64,13 @@ def test_lean_adjoint_is_the_full_one(task: str) -> None:
 
 def test_lean_adjoint_is_the_gradient_of_the_soft_value() -> None:
     env = make("gaussian", 16)
+    policy = StepShifts(env.process)
     with torch.no_grad():
-        episode = rollout(env, StepShifts(env.process))
+        episode = rollout(env, policy)
     weights = torch.as_tensor(np.stack([o.value_weights[1:] for o in oracles(env.process)]))
     exact = weights.float()[episode[keys.CONTROL, "direction"][:, 0]]
-    torch.testing.assert_close(lean_adjoint(env.process, episode), exact, rtol=1e-4, atol=1e-5)
+    lean = lean_adjoint(RolledChain(env, policy), episode)
+    torch.testing.assert_close(lean, exact, rtol=1e-4, atol=1e-5)
 
 
 # --- adjoint matching --------------------------------------------------------------------------
@@ -79,13 +82,13 @@ def test_adjoint_loss_and_its_gradient_vanish_at_the_optimum() -> None:
     with torch.no_grad():
         policy.shifts.copy_(ShiftPolicy(env.process).shifts)
     agent = Adjoint(task=task_of(env.process), steps_at_once=K)
-    loss = agent.loss(rollout(env, policy, plan=agent.plan))["loss_adjoint"]
+    loss = agent.loss(prepared(env, policy, agent))["loss_adjoint"]
     assert loss.item() < 1e-8
     (gradient,) = torch.autograd.grad(loss, policy.shifts)
     assert gradient.abs().max() < 1e-4
     with torch.no_grad():
         policy.shifts.zero_()
-    costs = agent.loss(rollout(env, policy, plan=agent.plan))["loss_adjoint"]
+    costs = agent.loss(prepared(env, policy, agent))["loss_adjoint"]
     # Balanced labels: the mean over labels of the optimum's KL.
     exact = [(o.optimal_shifts**2).sum(1) @ (1 / (2 * o.sigmas**2)) for o in oracles(env.process)]
     assert costs.item() == pytest.approx(np.mean(exact), rel=0.05)
@@ -100,7 +103,7 @@ def test_adjoint_gradient_does_not_depend_on_the_pieces() -> None:
         env.generator.manual_seed(0)
         total = torch.zeros(())
         for pieces in Replay(agent.plan, env.generator).batches(
-            rollout(env, policy, plan=agent.plan), policy
+            prepared(env, policy, agent), policy
         ):
             for piece in pieces:
                 total = total + agent.loss(piece)["loss_adjoint"]
@@ -119,7 +122,7 @@ def test_log_ratio_gradient_is_the_derivative() -> None:
     policy = noisy_drift(env, "mixture2d")
     with torch.no_grad():
         episode = rollout(env, policy)
-    found = log_ratio_gradient(env.process, policy, episode)
+    found = log_ratio_gradient(RolledChain(env, policy), episode)
     direction = torch.randn(episode[keys.X].shape, generator=torch.Generator().manual_seed(1))
     control = dict(episode[keys.CONTROL][:, 0].items())
 
@@ -143,9 +146,11 @@ def test_log_ratio_gradient_is_the_derivative() -> None:
 
 def test_reward_gradient_of_the_last_action_is_the_adjoint() -> None:
     env = make("mixture2d", 8)
+    policy = noisy_drift(env, "mixture2d")
     with torch.no_grad():
-        episode = rollout(env, noisy_drift(env, "mixture2d"))
-    guess, lean = reward_gradient(env.process, episode), lean_adjoint(env.process, episode)
+        episode = rollout(env, policy)
+    chain = RolledChain(env, policy)
+    guess, lean = reward_gradient(chain, episode), lean_adjoint(chain, episode)
     torch.testing.assert_close(guess[:, -1], lean[:, -1])
 
 
@@ -156,7 +161,7 @@ def test_nabla_db_losses_vanish_at_the_optimum() -> None:
     with torch.no_grad():
         policy.shifts.copy_(ShiftPolicy(env.process).shifts)
     agent = NablaDB(task=task_of(env.process), critic=GradientNetwork)
-    losses = agent.loss(agent.prepare(rollout(env, policy, plan=agent.plan)))
+    losses = agent.loss(prepared(env, policy, agent))
     assert losses["loss_nabla_db"].item() < 1e-8 and losses["loss_flow"].item() < 1e-8
     gradients = torch.autograd.grad(
         losses["loss_nabla_db"] + losses["loss_flow"],
@@ -173,7 +178,7 @@ def test_reverse_condition_pulls_a_wrong_residual_back() -> None:
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter += 0.3
-    episode = agent.prepare(rollout(env, ShiftPolicy(env.process), plan=agent.plan))
+    episode = prepared(env, ShiftPolicy(env.process), agent)
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-2)
     worst = []
     for _ in range(150):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from learning import NO_CHAIN
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -36,7 +37,7 @@ GENERATOR = torch.Generator()
 
 
 def policy_gradient(agent: Agent, parameters: list[Tensor], episodes: TensorDict) -> list[Tensor]:
-    losses = agent.loss(agent.prepare(episodes))
+    losses = agent.loss(agent.prepare(episodes, NO_CHAIN))
     total = sum(value for key, value in losses.items() if str(key).startswith("loss_"))
     assert isinstance(total, Tensor)
     return list(torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True))
@@ -61,15 +62,15 @@ def test_the_first_rollout_decides_once(name: str) -> None:
     agent, _, episodes = parts(name)
     (first,) = [module for module in agent.modules() if isinstance(module, FirstReturn)]
     assert first.value == 0
-    agent.prepare(episodes)
+    agent.prepare(episodes, NO_CHAIN)
     torch.testing.assert_close(first.value, mean_soft_return(episodes).detach())
     before = first.value.clone()
     moved = episodes.copy()
     moved.set(keys.NEXT_REWARD, episodes[keys.NEXT_REWARD] + 1.0)
-    agent.prepare(moved)
+    agent.prepare(moved, NO_CHAIN)
     assert first.value == before
     restored, _, _ = parts(name)
     restored.load_state_dict(agent.state_dict())
-    restored.prepare(moved)
+    restored.prepare(moved, NO_CHAIN)
     (first,) = [module for module in restored.modules() if isinstance(module, FirstReturn)]
     assert first.value == before

@@ -5,20 +5,20 @@ from collections.abc import Mapping
 import pytest
 import torch
 from agent_tasks import StepShifts, make, noisy_drift, oracles, task_of
-from learning import first_batch
+from learning import first_batch, prepared
 from torch import Tensor, nn
 
 from ctrl_rl import keys
+from ctrl_rl.agents.agent import Phase
 from ctrl_rl.agents.ctrl import Ctrl
 from ctrl_rl.agents.h_transform import HTransform
-from ctrl_rl.condition_rewards import condition_rewards
 from ctrl_rl.critics import ConditionValues, condition_number
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.image_nets import StepwiseEncoder
-from ctrl_rl.plans import RolloutPlan, TaskSpec, at_progress
+from ctrl_rl.plans import TaskSpec, at_progress
 from ctrl_rl.policies import DenoisingPolicy
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.rollouts import RolledChain, rollout
 
 K, BATCHES = 4, 32
 
@@ -55,17 +55,13 @@ def exact_agent(process: DenoisingProcess) -> HTransform:
 
 
 def mean_gradients(
-    agent: HTransform | Ctrl,
-    policy: DenoisingPolicy,
-    loss: str,
-    parameters: list[nn.Parameter],
-    plan: RolloutPlan,
+    phase: Phase, policy: DenoisingPolicy, loss: str, parameters: list[nn.Parameter]
 ) -> tuple[Tensor, Tensor]:
     """Mean gradient over independent batches, and its standard error."""
     rows = []
     for batch in range(BATCHES):
-        part = first_batch(make("gaussian", 2048, K, seed=batch), policy, agent, plan)
-        found = torch.autograd.grad(agent.loss(part)[loss], parameters)
+        part = first_batch(make("gaussian", 2048, K, seed=batch), policy, phase)
+        found = torch.autograd.grad(phase.loss(part)[loss], parameters)
         rows.append(torch.cat([gradient.flatten() for gradient in found]))
     stacked = torch.stack(rows).double()
     return stacked.mean(0), stacked.std(0) / BATCHES**0.5
@@ -93,12 +89,12 @@ def test_exact_values_are_where_the_regression_ends(process: DenoisingProcess) -
     """Its mean gradient is 0 at E_ref[e^r | x_k], and not where values are off by half a nat."""
     agent, policy = exact_agent(process), StepShifts(process)
     learned = [agent.critic.error, agent.critic.tilt]
-    mean, error = mean_gradients(agent, policy, "loss_value", learned, agent.of_values)
+    mean, error = mean_gradients(agent.of_values, policy, "loss_value", learned)
     assert (error > 0).sum() > 10
     assert worst(mean, error) < 6
     with torch.no_grad():
         agent.critic.error += 0.5
-    again = mean_gradients(agent, policy, "loss_value", learned, agent.of_values)
+    again = mean_gradients(agent.of_values, policy, "loss_value", learned)
     assert worst(*again) > 20
 
 
@@ -108,8 +104,8 @@ def test_following_exact_values_is_the_gradient_of_the_soft_return(
     """Where values are linear: against the gradient through the whole chain."""
     policy, agent, ctrl = moved(process), exact_agent(process), Ctrl()
     parameters: list[nn.Parameter] = [policy.shifts]
-    one, error = mean_gradients(agent, policy, "loss_h_transform", parameters, agent.plan)
-    other, other_error = mean_gradients(ctrl, policy, "loss_ctrl", parameters, ctrl.plan)
+    one, error = mean_gradients(agent, policy, "loss_h_transform", parameters)
+    other, other_error = mean_gradients(ctrl, policy, "loss_ctrl", parameters)
     difference, spread = one - other, (error**2 + other_error**2).sqrt()
     # Linear values and shifts leave nothing random in the gradient but the rounding of float32.
     assert torch.allclose(one, other, rtol=1e-3, atol=1e-4) or worst(difference, spread) < 6
@@ -151,8 +147,8 @@ def test_the_last_part_is_ctrl() -> None:
     ):
         env = make("mixture2d", 64, K)
         agent, policy = make_agent(task_of(env.process)), noisy_drift(env, "mixture2d")
-        plan = at_progress(agent.plans, 0.9)
-        losses = agent.loss(first_batch(env, policy, agent, plan))
+        phase = at_progress(agent.phases, 0.9)
+        losses = phase.loss(first_batch(env, policy, phase))
         (name,) = {"loss_soft_return", "loss_ctrl"} & set(losses.keys())
         parameters = [p for group in policy.parameter_groups().values() for p in group]
         found.append(torch.autograd.grad(losses[name], parameters))
@@ -165,16 +161,16 @@ def test_without_the_last_part_no_gradient_of_the_reward_is_needed(
 ) -> None:
     queried = HTransform(task=task_of(process), critic=ConditionValues, reward_share=0.0)
     assert not queried.needs_reward_gradient
-    assert at_progress(queried.plans, 0.99) is queried.plan
+    assert at_progress(queried.phases, 0.99) is queried
     assert HTransform(task=task_of(process), critic=ConditionValues).needs_reward_gradient
 
 
 def test_the_values_rest_once_the_policy_acts(process: DenoisingProcess) -> None:
     agent, policy = exact_agent(process), moved(process)
     env = make("gaussian", 64, K)
-    assert at_progress(agent.plans, 0.2) is agent.of_values
-    assert at_progress(agent.plans, 0.3) is agent.plan
-    assert at_progress(agent.plans, 0.8) is agent.of_reward
+    assert at_progress(agent.phases, 0.2) is agent.of_values
+    assert at_progress(agent.phases, 0.3) is agent
+    assert at_progress(agent.phases, 0.8) is agent.of_reward
     losses = agent.loss(first_batch(env, policy, agent))
     assert set(losses.keys()) == {"loss_h_transform", "soft_value"}
     losses["loss_h_transform"].backward()
@@ -182,7 +178,7 @@ def test_the_values_rest_once_the_policy_acts(process: DenoisingProcess) -> None
     assert policy.shifts.grad is not None
     policy.shifts.grad = None
     calls = policy.calls
-    losses = agent.loss(first_batch(env, policy, agent, agent.of_values))
+    losses = agent.of_values.loss(first_batch(env, policy, agent.of_values))
     assert set(losses.keys()) == {"loss_value"}
     losses["loss_value"].backward()
     assert policy.shifts.grad is None
@@ -194,9 +190,12 @@ def test_the_values_rest_once_the_policy_acts(process: DenoisingProcess) -> None
 def test_episodes_of_the_values_are_the_priors(process: DenoisingProcess) -> None:
     """Their mean reward is the closed form's, and every condition's is the env's own."""
     agent, policy = exact_agent(process), moved(process)
-    found = rollout(make("gaussian", 4096, K), policy, plan=agent.of_values)
+    env = make("gaussian", 4096, K)
+    found = rollout(env, policy, plan=agent.of_values.plan)
     assert torch.equal(found[keys.LOC], found[keys.PRIOR_LOC])
-    rewards = found[keys.CONDITION_REWARDS]
+    sheared = agent.of_values.prepare(found, RolledChain(env, policy))["condition_rewards"]
+    # Row i has step k of episode i + k: turn back what was turned.
+    rewards = torch.stack([sheared[:, k].roll(k, 0) for k in range(K)], 1)
     own = condition_number(agent.controls, dict(found[keys.CONTROL].items()))[:, :1]
     torch.testing.assert_close(rewards[:, 0].gather(1, own), found[keys.NEXT_REWARD][:, -1])
     for number, condition in enumerate(process.conditions):
@@ -212,18 +211,25 @@ def test_episodes_of_the_values_are_the_priors(process: DenoisingProcess) -> Non
         assert abs(rewards[:, 0, number].mean() - mean) < 5 * spread
 
 
-@pytest.mark.parametrize("part", ["of_values", "plan"])
-def test_rows_hold_every_state_once_at_its_step(process: DenoisingProcess, part: str) -> None:
+@pytest.mark.parametrize("part", [0.0, 0.3])
+def test_rows_hold_every_state_once_at_its_step(process: DenoisingProcess, part: float) -> None:
     """Each with its own label, rewards and action, and a row has states of K episodes."""
     agent, policy = exact_agent(process), moved(process)
-    episodes = rollout(make("gaussian", 6, K), policy, plan=getattr(agent, part))
-    sheared = agent.prepare(episodes)
+    env, phase = make("gaussian", 6, K), at_progress(agent.phases, part)
+    episodes = rollout(env, policy, plan=phase.plan)
+    sheared = phase.prepare(episodes, RolledChain(env, policy))
     assert torch.equal(sheared[keys.STEP], episodes[keys.STEP])
     for row in range(6):
         for step in range(K):
             origin = episodes[(row + step) % 6, step]
-            for key, value in sheared[row, step].items(True, True):
-                assert torch.equal(value, origin[key]), key
+            for key, value in origin.exclude(keys.CLEAN, keys.SAMPLE).items(True, True):
+                assert torch.equal(sheared[row, step][key], value), key
+            if part == 0.0:
+                control = {key: label[None] for key, label in origin[keys.CONTROL].items()}
+                number = condition_number(process.controls, control)
+                own = sheared["condition_rewards"][row, step, number]
+                reward = process.reward(origin[keys.SAMPLE][None], control)
+                torch.testing.assert_close(own, reward)
 
 
 def test_conditions_are_numbered_as_the_process_does() -> None:
@@ -243,9 +249,9 @@ def test_a_reward_of_probabilities_needs_no_sum() -> None:
     env = make("mixture2d", 64, K)
     process = env.process
     agent = HTransform(task=task_of(process), critic=ConditionValues)
-    part = first_batch(env, StepShifts(process), agent, agent.of_values)
+    part = first_batch(env, StepShifts(process), agent.of_values)
     assert abs(float(agent.log_scale)) < 1e-5
-    agent.loss(part)["loss_value"].backward()
+    agent.of_values.loss(part)["loss_value"].backward()
     assert agent.critic.network.last.bias.grad[0].abs() < 1e-5
     assert agent.critic.network.last.bias.grad[1:].abs().max() > 1e-3
 
@@ -267,11 +273,15 @@ def test_channels_out_of_range() -> None:
 
 
 def test_rewards_of_conditions_run_in_one_call() -> None:
-    process = make("mixture2d", 1).process
-    sample = torch.randn(6, *process.sample_shape, generator=torch.Generator().manual_seed(0))
-    before = process.reward_calls
-    rewards = condition_rewards(process, sample)
-    assert process.reward_calls - before == rewards.numel() == 6 * len(process.conditions)
+    env = make("mixture2d", 6, K)
+    process, policy = env.process, StepShifts(env.process)
+    agent = HTransform(task=task_of(process), critic=ConditionValues)
+    found = prepared(env, policy, agent.of_values)["condition_rewards"]
+    sizes, of_episodes = [], 6  # of the rollout itself
+    process.reward_model.register_forward_hook(lambda *call: sizes.append(len(call[2])))
+    prepared(env, policy, agent.of_values)
+    assert sizes == [of_episodes, 6 * len(process.conditions)]
+    assert found.shape == (6, K, len(process.conditions))
 
 
 @pytest.mark.parametrize(
@@ -298,8 +308,8 @@ def test_the_policy_follows_a_moving_average_that_forgets_its_start(
     for value in (1.0, 2.0, 3.0, 8.0, 8.0):
         with torch.no_grad():
             bias.fill_(value)
-        agent.prepare(rollout(env, policy, plan=agent.of_values))
+        prepared(env, policy, agent.of_values)
         seen.append(float(followed[0]))
     assert seen == pytest.approx([1, 1.5, 2, 3.5, 4.625])  # even up to the fourth
-    agent.prepare(rollout(env, policy, plan=agent.plan))
+    prepared(env, policy, agent)
     assert float(followed[0]) == pytest.approx(4.625), "the policy's own rollouts leave it"

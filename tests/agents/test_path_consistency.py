@@ -44,10 +44,10 @@ class TrainableShift(ShiftPolicy):
         self.shifts = nn.Parameter(self.shifts)
         self.slopes = nn.Parameter(torch.zeros(K))
 
-    def loc(
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
-        return super().loc(x, step, control, prior_loc) + self.slopes[step][:, None] * x
+        return super().mean(x, step, control, prior_loc) + self.slopes[step][:, None] * x
 
 
 class ClosedFormValue(nn.Module):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from learning import first_batch
+from learning import NO_CHAIN, first_batch, prepared
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -45,7 +45,7 @@ class AffinePolicy(DenoisingPolicy):
         self.bias = nn.Parameter(0.3 * torch.randn(shape, generator=generator))
         self.weight = nn.Parameter(0.3 * torch.randn(process.num_steps, generator=generator))
 
-    def loc(
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
         drift = self.bias[control[self.control], step] + self.weight[step][:, None] * x
@@ -199,7 +199,7 @@ def test_minibatches_start_at_a_ratio_of_one_and_leave_it(name, process):
     words = ["agent.epochs=2", "agent.minibatches=3", "agent.step_chunks=2"]
     agent, policy = agent_of(process, f"agent={name}", *words), AffinePolicy(process)
     env = LatentEnv(process, num_envs=12)
-    episode = agent.prepare(rollout(env, policy, plan=agent.plan))
+    episode = prepared(env, policy, agent)
     seen = 0
     for pieces in Replay(agent.plan, env.generator).batches(episode, policy):
         for piece in pieces:
@@ -221,7 +221,7 @@ def test_gradients_of_pieces_along_time_add_up(name, process):
         words = ["agent.epochs=1", "agent.minibatches=1", f"agent.step_chunks={chunks}"]
         agent = agent_of(process, f"agent={name}", *words)
         env = LatentEnv(process, num_envs=32, seed=5)
-        episode = agent.prepare(rollout(env, policy, plan=agent.plan))
+        episode = prepared(env, policy, agent)
         trained = [*policy.parameters(), *agent.parameters()]
         for parameter in trained:
             parameter.grad = None
@@ -241,9 +241,9 @@ def test_grpo_over_the_standard_deviation_ignores_the_unit_of_the_reward(process
     episode = rollout(LatentEnv(process, num_envs=64), AffinePolicy(process))
     larger = episode.clone()
     larger[keys.NEXT_REWARD] *= 10
-    one, other = (agent.prepare(each)["advantage"] for each in (episode, larger))
+    one, other = (agent.prepare(each, NO_CHAIN)["advantage"] for each in (episode, larger))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    one, other = (soft.prepare(each)["advantage"] for each in (episode, larger))
+    one, other = (soft.prepare(each, NO_CHAIN)["advantage"] for each in (episode, larger))
     assert (one - other).abs().max() > 1
 
 

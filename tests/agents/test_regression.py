@@ -7,7 +7,7 @@ import pytest
 import torch
 from agent_tasks import make, noisy_drift
 from exact_tasks import gaussian_oracle, scales
-from learning import first_batch, learn
+from learning import NO_CHAIN, first_batch, learn, prepared
 from oracles import GaussianChainOracle
 from torch import Tensor, nn
 
@@ -15,14 +15,14 @@ from ctrl_rl import keys
 from ctrl_rl.advantages import condition_index
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.agents.nft import Nft
+from ctrl_rl.agents.parts.noising import noisy_copies
 from ctrl_rl.agents.rwr import RewardWeightedRegression
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.learner import Learner, TrainerConfig
-from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 from ctrl_rl.replay import Replay, refresh
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.rollouts import RolledChain, rollout
 
 K, BATCHES, EPISODES = 4, 24, 4096
 
@@ -34,7 +34,7 @@ class Drifts(DenoisingPolicy):
         super().__init__(process.kernel)
         self.drift = nn.Parameter(torch.as_tensor(drift).float())
 
-    def loc(
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
         (label,) = control.values()
@@ -116,7 +116,7 @@ def test_rwr_weights_are_the_density_of_the_optimum_over_the_behaviour(rollouts)
     policy = noisy_drift(env, "mixture2d")
     agent = RewardWeightedRegression(rollouts=rollouts)
     with torch.no_grad():
-        episode = agent.prepare(rollout(env, policy, plan=agent.plan))
+        episode = prepared(env, policy, agent)
     weight, index = episode["weight"][:, 0].double(), condition_index(episode)
     acted, prior, action = (
         episode[key].double() for key in (keys.BEHAVIOUR_LOC, keys.PRIOR_LOC, keys.ACTION)
@@ -139,7 +139,7 @@ def test_rwr_survives_rewards_of_any_size(process):
     agent = RewardWeightedRegression()
     episode = rollout(make("gaussian", 30, num_steps=K), PriorPolicy(process.kernel))
     episode[keys.NEXT_REWARD] *= 1e4
-    weight, index = agent.prepare(episode)["weight"][:, 0], condition_index(episode)
+    weight, index = agent.prepare(episode, NO_CHAIN)["weight"][:, 0], condition_index(episode)
     assert all(float(weight[index == label].mean()) == pytest.approx(1) for label in range(3))
     torch.testing.assert_close(weight.max(), torch.tensor(10.0))  # the best of ten has it all
 
@@ -252,12 +252,12 @@ def test_noisy_copies_follow_the_forward_process_and_its_posterior() -> None:
     n = 20_000
     env = make("mixture2d", n, num_steps=K)
     policy = noisy_drift(env, "mixture2d")
-    plan = RolloutPlan(gradients="score", adds=("forward_process",))
     called = policy.calls, env.process.prior_calls
-    episode = rollout(env, policy, plan=plan)
+    episode, chain = rollout(env, policy), RolledChain(env, policy)
+    before = env.generator.get_state()
+    copies, clean = noisy_copies(chain, episode), episode[keys.SAMPLE]  # latents are samples here
     spent = policy.calls - called[0], env.process.prior_calls - called[1]
     assert spent == (2 * K * n, (2 * K + 1) * n)
-    copies, clean = episode[keys.FORWARD], episode[keys.SAMPLE]  # latents here are samples
     signal = env.process.kernel.signal[:, None].square()
     here, following = signal[:K], signal[1 : K + 1]
     noise = (copies[keys.X] - here.sqrt() * clean) / (1 - here).sqrt()
@@ -271,7 +271,8 @@ def test_noisy_copies_follow_the_forward_process_and_its_posterior() -> None:
     posterior = following.sqrt() * clean + gain * (copies[keys.X] - here.sqrt() * clean)
     torch.testing.assert_close(copies[keys.ACTION], posterior, rtol=1e-3, atol=1e-4)
 
-    moved = Nft().prepare(episode)
+    env.generator.set_state(before)
+    moved = Nft().prepare(episode, chain)
     again = refresh(policy, moved)
     torch.testing.assert_close(again[keys.LOC], copies[keys.BEHAVIOUR_LOC], rtol=1e-4, atol=1e-5)
     assert torch.equal(moved[keys.NEXT_REWARD], episode[keys.NEXT_REWARD])
@@ -289,10 +290,10 @@ def test_nft_loss_is_the_papers_and_its_gradient_what_it_asks_for(advantage, pro
     env = LatentEnv(process, num_envs=60)
     policy = Drifts(process, drifts(process, "other"))
     episode = rollout(env, policy, plan=agent.plan)
-    prepared = agent.prepare(episode)
+    noised = agent.prepare(episode, RolledChain(env, policy))
     with torch.no_grad():
         policy.drift += 0.5
-    batch = refresh(policy, prepared)
+    batch = refresh(policy, noised)
     batch[keys.LOC].retain_grad()
     loss = agent.loss(batch)["loss_nft"]
     loss.backward()
@@ -330,7 +331,7 @@ def test_gradients_of_pieces_along_time_add_up(name, process):
     for chunks in (1, 3):
         agent = AGENTS[name](step_chunks=chunks)
         env = LatentEnv(process, num_envs=32, seed=5)
-        episode = agent.prepare(rollout(env, policy, plan=agent.plan))
+        episode = prepared(env, policy, agent)
         policy.drift.grad = None
         (pieces,) = Replay(agent.plan, env.generator).batches(episode, policy)
         for piece in pieces:

@@ -10,7 +10,7 @@ from ctrl_rl.agents.agent import Agent
 from ctrl_rl.agents.nft import Nft
 from ctrl_rl.agents.rwr import RewardWeightedRegression
 from ctrl_rl.build import build_policy
-from ctrl_rl.checks import calls_per_update, check_start
+from ctrl_rl.checks import check_start
 from ctrl_rl.composition import compose
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learner import Learner, TrainerConfig
@@ -18,6 +18,7 @@ from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import PriorPolicy
 from ctrl_rl.replay import refresh
 from ctrl_rl.rollouts import rollout
+from ctrl_rl.updates import rehearse
 
 K = 4
 
@@ -38,7 +39,7 @@ def test_checks_before_the_first_update_count_what_an_update_calls(agent: Agent)
     config = TrainerConfig(learning_rate={"network": 1e-3, "embedding": 1e-3})
     learner = Learner(policy, agent, config)
     check_start(env, learner)
-    (foreseen,) = calls_per_update(env, learner).values()
+    (foreseen,) = rehearse(env, learner).values()
     learn(env, learner, 1)
     assert process.prior_calls + policy.calls == foreseen
 
@@ -64,8 +65,8 @@ def test_settings_out_of_range_are_refused_by_name(make_agent, name):
     [
         ("pathwise", {"behaviour": "prior"}),
         ("score", {"behaviour": "both"}),
-        ("pathwise", {"adds": ("forward_process",)}),
-        (None, {"adds": ("forward_process",)}),
+        ("pathwise", {"reevaluate": True}),
+        (None, {"reevaluate": True}),
     ],
     ids=str,
 )

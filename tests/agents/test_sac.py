@@ -7,6 +7,7 @@ import pytest
 import torch
 from agent_tasks import StepShifts, make, noisy_drift, oracles, task_of
 from exact_tasks import ShiftPolicy
+from learning import NO_CHAIN
 from running import contents, train
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -273,7 +274,7 @@ def test_critics_differ_and_targets_follow_once_per_rollout():
             parameter += 1
     batch = stored(policy_of(0.5), prior())
     agent.loss(batch)
-    agent.prepare(batch)
+    agent.prepare(batch, NO_CHAIN)
     moved = 0
     for name, value in agent.state_dict().items():
         if "target_qvalue" in name and name.replace(".target_", ".") in names:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from agent_tasks import StepShifts, make, noisy_drift, oracles, task_of
 from exact_tasks import ShiftPolicy, scales
-from learning import learn, trained
+from learning import learn, prepared, trained
 from oracles import GaussianChainOracle
 from torch import Tensor
 
@@ -18,18 +18,19 @@ from ctrl_rl.agents.alignprop import AlignProp
 from ctrl_rl.agents.draft import Draft
 from ctrl_rl.agents.draft_lv import DraftLV
 from ctrl_rl.agents.nabla_db import NablaDB
+from ctrl_rl.agents.parts.branches import anchor, branch_late
 from ctrl_rl.agents.refl import ReFL
-from ctrl_rl.branches import anchor_kl
 from ctrl_rl.build import build_policy
 from ctrl_rl.checks import check_start
 from ctrl_rl.composition import compose
 from ctrl_rl.critics import GradientNetwork
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
+from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.learner import Learner, TrainerConfig
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.policies import PriorPolicy
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.rollouts import RolledChain, rollout
 
 K = 6
 
@@ -101,12 +102,16 @@ def test_one_step_estimate_has_the_soft_values_gradient_on_the_gaussian_task() -
 
 
 class Watched(PriorPolicy):
-    """The prior's policy, which remembers what it was asked last."""
+    """The prior's policy, which remembers what it was asked."""
 
-    def loc(
+    def __init__(self, kernel: TransitionKernel) -> None:
+        super().__init__(kernel)
+        self.asked: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+
+    def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
-        self.asked = (x, step, dict(control))
+        self.asked.append((x, step, dict(control)))
         return prior_loc
 
 
@@ -114,8 +119,8 @@ def test_noisy_copies_follow_the_forward_process() -> None:
     copies, n = 3, 2000
     env = make("mixture2d", n)
     policy = Watched(env.process.kernel)
-    episode = rollout(env, policy, plan=RolloutPlan(gradients="pathwise", renoise=copies))
-    x, step, control = policy.asked
+    episode = prepared(env, policy, DraftLV(renoise=copies))
+    x, step, control = policy.asked[-2]  # the anchor is asked for last
     assert step.tolist() == [K - 1] * (n * copies)
     label = episode[keys.CONTROL, "group"][:, 0]
     assert torch.equal(control["group"].view(n, copies), label[:, None].expand(n, copies))
@@ -132,12 +137,12 @@ def test_noisy_copies_follow_the_forward_process() -> None:
 def test_rollout_beside_a_branch_is_the_whole_episode(agent: Agent) -> None:
     env = make("mixture2d", 8)
     policy = noisy_drift(env, "mixture2d")
-    episode = rollout(env, policy, plan=agent.plan)
+    episode = prepared(env, policy, agent)
     env.generator.manual_seed(0)
     plain = rollout(env, policy, plan=RolloutPlan(gradients=None))
     for key in (keys.NEXT_REWARD, keys.KL, keys.ACTION, keys.SAMPLE):
         assert torch.equal(episode[key], plain[key]) and not episode[key].requires_grad
-    for key in (keys.BRANCH_REWARD, keys.BRANCH_KL, keys.ANCHOR_KL):
+    for key in ("branch_reward", "branch_kl", "anchor_kl"):
         assert episode[key].shape == (8, K) and episode[key].requires_grad
         assert ((episode[key] != 0).any(0)).sum() == 1
 
@@ -146,22 +151,19 @@ def test_branch_at_the_last_step_averages_copies_of_the_soft_return_to_go() -> N
     """From the true x_{K-1} the branch is one more draw of the last step: the same in the mean."""
     env = make("mixture2d", 20_000)
     policy = noisy_drift(env, "mixture2d")
-    plan = RolloutPlan(gradients="pathwise", one_step_of=1)
-    with torch.no_grad():
-        episode = rollout(env, policy, plan=plan)
-    again = (episode[keys.BRANCH_REWARD] - episode[keys.BRANCH_KL])[:, -1]
+    episode = branch_late(RolledChain(env, policy), rollout(env, policy), last=1).detach()
+    again = (episode["branch_reward"] - episode["branch_kl"])[:, -1]
     first = episode[keys.NEXT_REWARD][:, -1, 0] - episode[keys.KL][:, -1]
     difference = again - first
     assert difference.mean().abs() < 4 * difference.std() / len(difference) ** 0.5
-    torch.testing.assert_close(episode[keys.BRANCH_KL][:, -1], episode[keys.KL][:, -1])
+    torch.testing.assert_close(episode["branch_kl"][:, -1], episode[keys.KL][:, -1])
 
 
 def test_anchor_is_the_kl_out_of_sight_in_the_mean() -> None:
     env = make("mixture2d", 4)
     policy = noisy_drift(env, "mixture2d")
-    plan = RolloutPlan(gradients="pathwise", truncation=2, anchor=True)
-    episode = rollout(env, policy, plan=plan)
-    draws = torch.stack([anchor_kl(policy, episode, plan, env.generator) for _ in range(200)])
+    episode, chain = rollout(env, policy), RolledChain(env, policy)
+    draws = torch.stack([anchor(chain, episode, last=2)["anchor_kl"] for _ in range(200)])
     exact = (K - 2) * episode[keys.KL].detach() * (torch.arange(K) < K - 2)
     # Every draw holds one step's exact KL, and every step out of sight is drawn.
     for draw in draws:
@@ -193,14 +195,10 @@ def test_checks_before_the_first_update_accept_the_agent(name: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"one_step_of": 0},
-        {"renoise": -1},
-        {"one_step_of": 2, "renoise": 2},
-        {"one_step_of": 2, "truncation": 2},
-        {"one_step_of": 2, "gradients": "score"},
-        {"anchor": True},
-        {"anchor": True, "truncation": "uniform"},
-        {"adds": ("lean_adjont",)},
+        {"truncation": 0},
+        {"truncation": "unifrom"},
+        {"reevaluate": True},
+        {"reevaluate": True, "gradients": None},
         {"epochs": 2},
         {"step_chunks": 2, "gradients": None},
         {"replay": 2, "gradients": None},

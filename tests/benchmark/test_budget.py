@@ -9,7 +9,6 @@ from conftest import choices
 from running import contents, metrics, summary, train
 
 from ctrl_rl.build import build_agent, build_env, build_policy, build_process, build_trainer_config
-from ctrl_rl.checks import calls_per_update
 from ctrl_rl.cli import main
 from ctrl_rl.composition import compose
 from ctrl_rl.errors import ConfigError
@@ -17,6 +16,7 @@ from ctrl_rl.learner import Learner, TrainerConfig
 from ctrl_rl.plans import at_progress
 from ctrl_rl.runs import Run, RunPlan
 from ctrl_rl.trainer import Trainer
+from ctrl_rl.updates import rehearse
 
 BUDGET = 1100
 
@@ -32,7 +32,7 @@ def test_every_agent_keeps_the_budget_within_one_update(agent, tmp_path):
     weights = {name: value.clone() for name, value in policy.state_dict().items()}
     state = {name: value.clone() for name, value in learner.state().items()}
 
-    counted = calls_per_update(env, learner)
+    counted = rehearse(env, learner)
     assert (process.prior_calls, process.reward_calls, policy.calls) == (0, 0, 0)
     assert torch.equal(env.generator.get_state(), generator)
     assert all(torch.equal(value, weights[name]) for name, value in policy.state_dict().items())

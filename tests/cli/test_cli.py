@@ -18,7 +18,6 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.soft_returns import episode_kl, episode_reward
@@ -27,8 +26,6 @@ from ctrl_rl.soft_returns import episode_kl, episode_reward
 class Mine(Agent):
     """A baseline of its own beside the pathwise loss."""
 
-    in_keys = (keys.NEXT_REWARD, keys.KL)
-    needs_reward_gradient = True
     plan = RolloutPlan(gradients="pathwise")
 
     def __init__(self, *, weight: float = 1.0) -> None:

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ctrl_rl import keys
-from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.agent import Phase
 from ctrl_rl.build import build_agent, build_policy, build_process, build_trainer_config
 from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
@@ -24,7 +24,7 @@ from ctrl_rl.rewards import FunctionReward
 from ctrl_rl.rollouts import rollout
 
 
-def losses(agent: Agent, batch: TensorDict) -> dict[str, Tensor]:
+def losses(agent: Phase, batch: TensorDict) -> dict[str, Tensor]:
     result = agent.loss(batch)
     assert all(value.shape == () and torch.isfinite(value) for value in result.values())
     return {str(key): value for key, value in result.items() if str(key).startswith("loss_")}
@@ -42,25 +42,16 @@ def perturbed(config: DictConfig, process: DenoisingProcess) -> DenoisingPolicy:
 
 
 @pytest.mark.parametrize("name", choices("agent"))
-def test_agent_reads_what_it_declares(name: str) -> None:
+def test_every_phase_gives_losses_with_a_gradient(name: str) -> None:
     config = config_of("agent", name)
     process = build_process(config)
     policy, agent = perturbed(config, process), build_agent(config, process)
-    found: set[str | tuple[str, ...]] = set()
-    for plan in agent.plans.values():
-        episode = rollout(LatentEnv(process, num_envs=32), policy, plan=plan)
-        present = set(episode.keys(include_nested=True))
-        found |= present
-        prepared = agent.prepare(episode.select(*(key for key in agent.in_keys if key in present)))
-        assert not any(
-            value.requires_grad
-            for key, value in prepared.items(include_nested=True, leaves_only=True)
-            if key not in present
-        )
-        batch = first_batch(LatentEnv(process, num_envs=32), policy, agent, plan)
-        declared = batch.select(*prepared.keys(include_nested=True, leaves_only=True))
-        assert losses(agent, declared), "no loss_* key"
-    assert set(agent.in_keys) <= found
+    for phase in agent.phases.values():
+        batch = first_batch(LatentEnv(process, num_envs=32), policy, phase)
+        found = losses(phase, batch)
+        assert found, "no loss_* key"
+        assert all(value.requires_grad for value in found.values())
+        assert not {keys.CLEAN, keys.SAMPLE} & set(batch.keys()) or not phase.plan.cuts
 
 
 @pytest.mark.parametrize("name", choices("agent"))

@@ -36,7 +36,7 @@ class ConstantDrift(DenoisingPolicy):
         super().__init__(kernel)
         self.drift = drift
 
-    def loc(self, x: Tensor, step: Tensor, control: Any, prior_loc: Tensor) -> Tensor:
+    def mean(self, x: Tensor, step: Tensor, control: Any, prior_loc: Tensor) -> Tensor:
         return prior_loc + gaussian.expand_to(self.kernel.scale[step], x) * self.drift
 
 

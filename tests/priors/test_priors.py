@@ -168,7 +168,7 @@ def test_checkpointing_changes_no_gradient(tiny_pipeline: Path) -> None:
     denoiser = diffusers_unet_prior(path=str(tiny_pipeline)).denoiser
     start = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     gradients = []
-    for denoiser.checkpointing in (False, True):
+    for denoiser.execution.checkpointing in (False, True):
         x = start.clone().requires_grad_()
         denoiser(x, torch.tensor([10, 700])).square().sum().backward()
         gradients.append(x.grad)

@@ -4,18 +4,19 @@ import re
 
 import pytest
 import torch
+from learning import prepared
 from pipelines import MAKERS
 from running import contents, interrupt
 
 from ctrl_rl import build, keys, load_run
-from ctrl_rl.checks import fit_microbatch, set_microbatch
 from ctrl_rl.cli import main
 from ctrl_rl.composition import compose
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.execution import in_parts
 from ctrl_rl.learner import Learner
-from ctrl_rl.nets import in_parts
 from ctrl_rl.replay import Replay
 from ctrl_rl.rollouts import rollout
+from ctrl_rl.updates import fit_microbatch
 
 pytest.importorskip("transformers")
 B, K = 6, 2
@@ -53,10 +54,10 @@ def parts(folder, agent, made):
 def gradients(env, learner):
     """The gradients of the first optimizer step of an update."""
     env.set_seed(0)
-    (plan,) = learner.agent.plans.values()
-    episode = learner.agent.prepare(rollout(env, learner.policy, plan=plan))
-    for piece in next(iter(Replay(plan, env.generator).batches(episode, learner.policy))):
-        learner.backward(learner.agent.loss(piece))
+    agent = learner.agent
+    episode = prepared(env, learner.policy, agent)
+    for piece in next(iter(Replay(agent.plan, env.generator).batches(episode, learner.policy))):
+        learner.backward(agent.loss(piece))
     groups = learner.policy.parameter_groups().values()
     found = [p.grad.clone() for group in groups for p in group]
     learner.optimizer.zero_grad(set_to_none=True)
@@ -96,7 +97,7 @@ def test_an_update_in_parts_is_the_update(agent, rows, folder, made):
     )
     process.prior.decoder.register_forward_hook(lambda *call: seen["decoder"].append(len(call[2])))
     process.reward_model.register_forward_hook(lambda *call: seen["reward"].append(len(call[2])))
-    set_microbatch(env, learner, rows)
+    env.process.execution.microbatch = rows
     again, found = gradients(env, learner)
     assert max(seen["network"]) == 2 * rows, "both halves of guidance"
     assert max(seen["reward"]) == rows and max(seen["decoder"]) == (1 if agent == "ctrl" else rows)
@@ -107,7 +108,7 @@ def test_an_update_in_parts_is_the_update(agent, rows, folder, made):
 
 def test_policy_and_prior_are_cut_alike(folder, made):
     env, learner = parts(folder, "ppo", made)
-    set_microbatch(env, learner, 4)
+    env.process.execution.microbatch = 4
     with torch.no_grad():
         assert (rollout(env, learner.policy)[keys.LOG_RATIO] == 0).all()
 
@@ -131,7 +132,7 @@ def test_the_microbatch_that_fits_is_found(agent, most, expected, folder, made):
     assert env.process.prior_calls == env.process.reward_calls == learner.policy.calls == 0
     assert all(parameter.grad is None for parameter in learner.policy.parameters())
     assert not learner.optimizer.state
-    assert env.process.prior.denoiser.microbatch == expected
+    assert env.process.execution.microbatch == expected
 
 
 def test_what_never_fits_is_refused(folder, made):
@@ -153,7 +154,7 @@ def test_runs_keep_and_resume_with_their_microbatch(folder, tmp_path, capsys):
     assert main(["train", f"resume={tmp_path / 'part'}"]) == 0
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
     loaded = load_run(tmp_path / "whole")
-    assert loaded.prior.denoiser.microbatch == loaded.policy.denoiser.microbatch == 4
+    assert loaded.prior.execution.microbatch == loaded.policy.denoiser.execution.microbatch == 4
 
 
 def test_a_grid_keeps_the_number_that_was_found(folder, tmp_path, capsys, monkeypatch):

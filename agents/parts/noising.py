@@ -12,45 +12,34 @@ of those that the episode went through.
 
 import torch
 from tensordict import TensorDict, stack
-from torch import Tensor
 
 from ctrl_rl import keys
-from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.policies import DenoisingPolicy
+from ctrl_rl.agents.agent import Chain
 
 
 @torch.no_grad()
-def noisy_copies(
-    process: DenoisingProcess,
-    policy: DenoisingPolicy,
-    episodes: TensorDict,
-    clean: Tensor,
-    generator: torch.Generator,
-) -> TensorDict:
+def noisy_copies(chain: Chain, episodes: TensorDict) -> TensorDict:
     """A latent of the forward process for every step of every episode.
 
     Args:
-        process: the MDP; its calls of the prior are counted.
-        policy: the policy that is to be improved; its calls are counted.
+        chain: where the episodes came from; prior and policy are called.
         episodes: [B, K] of a rollout.
-        clean: [B, *S] the clean latents that the episodes ended in.
-        generator: draws the noise.
 
     Returns:
-        [B, K] with `x`, `action`, `prior_loc` and, of `policy`, `behaviour_loc`, all constants.
+        [B, K] with `x`, `action`, `prior_loc` and, of the policy, `behaviour_loc`, all constants.
     """
-    kernel, found = process.kernel, []
+    kernel, generator, clean = chain.kernel, chain.generator, episodes[keys.CLEAN][:, -1]
+    copies = []
     for state in episodes.select(keys.STEP, keys.CONTROL).unbind(1):
         step, control = state[keys.STEP], dict(state[keys.CONTROL].items())
         noise = torch.randn(clean.shape, generator=generator, device=generator.device)
         x = kernel.signal[step[0]] * clean + kernel.noise[step[0]] * noise
-        prior_loc = process.prior_loc(x, step, control)
-        policy.calls += len(x)
-        copies = {
+        prior_loc = chain.prior_loc(x, step, control)
+        entries = {
             keys.X: x,
             keys.ACTION: kernel.mean(x, clean, step),
             keys.PRIOR_LOC: prior_loc,
-            keys.BEHAVIOUR_LOC: policy.loc(x, step, control, prior_loc),
+            keys.BEHAVIOUR_LOC: chain.policy_loc(x, step, control, prior_loc),
         }
-        found.append(TensorDict(copies, batch_size=len(x)))
-    return stack(found, 1)
+        copies.append(TensorDict(entries, batch_size=len(x)))
+    return stack(copies, 1)

@@ -17,15 +17,14 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ctrl_rl import gaussian, keys
-from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.policies import DenoisingPolicy
+from ctrl_rl.agents.agent import Chain
 
 
-def lean_adjoint(process: DenoisingProcess, episodes: TensorDict) -> Tensor:
+def lean_adjoint(chain: Chain, episodes: TensorDict) -> Tensor:
     """Lean adjoint of every action.
 
     Args:
-        process: the MDP; its calls of prior and reward are counted.
+        chain: where they came from; prior and reward are called.
         episodes: [B, K] of a rollout.
 
     Returns:
@@ -38,9 +37,9 @@ def lean_adjoint(process: DenoisingProcess, episodes: TensorDict) -> Tensor:
     for k in range(num_steps, 0, -1):  # the latent x_k is the action of step k - 1
         with torch.enable_grad():
             x = episodes[keys.ACTION][:, k - 1].detach().requires_grad_(True)
-            loc = process.prior_loc(x, torch.full((len(x),), k, device=x.device), control)
+            loc = chain.prior_loc(x, torch.full((len(x),), k, device=x.device), control)
             if k == num_steps:
-                target = process.reward(process.prior.decode(loc), control).sum()
+                target = chain.reward(chain.decode(loc), control).sum()
             else:
                 target = (loc * adjoint).sum()
             (adjoint,) = torch.autograd.grad(target, x)
@@ -48,11 +47,11 @@ def lean_adjoint(process: DenoisingProcess, episodes: TensorDict) -> Tensor:
     return torch.stack(found[::-1], dim=1)
 
 
-def reward_gradient(process: DenoisingProcess, episodes: TensorDict) -> Tensor:
+def reward_gradient(chain: Chain, episodes: TensorDict) -> Tensor:
     """Gradient of the reward of the prior's one-step estimate, a first guess of grad v.
 
     Args:
-        process: the MDP; its calls of prior and reward are counted.
+        chain: where they came from; prior and reward are called.
         episodes: [B, K] of a rollout.
 
     Returns:
@@ -65,20 +64,17 @@ def reward_gradient(process: DenoisingProcess, episodes: TensorDict) -> Tensor:
         with torch.enable_grad():
             x = action.detach().requires_grad_(True)
             step = torch.full((len(x),), k + 1, device=x.device)
-            estimate = process.clean_estimate(x, step, control)
-            reward = process.reward(process.prior.decode(estimate), control)
+            estimate = chain.clean_estimate(x, step, control)
+            reward = chain.reward(chain.decode(estimate), control)
             found.append(torch.autograd.grad(reward.sum(), x)[0])
     return torch.stack(found, dim=1)
 
 
-def log_ratio_gradient(
-    process: DenoisingProcess, policy: DenoisingPolicy, episodes: TensorDict
-) -> Tensor:
+def log_ratio_gradient(chain: Chain, episodes: TensorDict) -> Tensor:
     """Gradient of log pi(a|s) - log p_ref(a|s) in the latent of s, the action held fixed.
 
     Args:
-        process: the MDP; its calls of the prior are counted.
-        policy: the policy that acted; its calls are counted.
+        chain: where they came from; prior and policy are called.
         episodes: [B, K] of a rollout.
 
     Returns:
@@ -89,9 +85,8 @@ def log_ratio_gradient(
         step, control = state[keys.STEP], dict(state[keys.CONTROL].items())
         with torch.enable_grad():
             x = state[keys.X].clone().requires_grad_(True)
-            prior_loc = process.prior_loc(x, step, control)
-            loc = policy.loc(x, step, control, prior_loc)
-            policy.calls += len(x)
+            prior_loc = chain.prior_loc(x, step, control)
+            loc = chain.policy_loc(x, step, control, prior_loc)
             ratio = gaussian.log_ratio(state[keys.ACTION], loc, prior_loc, state[keys.SCALE])
             found.append(torch.autograd.grad(ratio.sum(), x)[0])
     return torch.stack(found, dim=1)

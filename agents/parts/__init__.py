@@ -1,0 +1,1 @@
+"""What several agents compute of their rollouts: adjoints, branches, noisy copies."""
