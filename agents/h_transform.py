@@ -66,7 +66,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent, Chain, Phase
-from ctrl_rl.critics import condition_number
+from ctrl_rl.conditions import joint_place
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import mean_soft_return
@@ -147,7 +147,7 @@ class HTransform(Agent):
         # The rollout's own noise, added to the present mean.
         action = rollout[keys.ACTION] + rollout[keys.LOC] - rollout[keys.BEHAVIOUR_LOC]
         total, log_share = _parts(self.followed(action, rollout[keys.STEP] + 1))
-        condition = condition_number(self.controls, dict(rollout[keys.CONTROL].items()))
+        condition = joint_place(self.controls, dict(rollout[keys.CONTROL].items()))
         condition = condition.to(action.device).expand(rollout.shape)  # 0 without any control
         own = log_share.gather(-1, condition[..., None])[..., 0]
         values = self.log_scale + total + own

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ctrl_rl import build
 from ctrl_rl.composition import compose, saved
+from ctrl_rl.conditions import Label, Labels, described
 from ctrl_rl.envs.control import ControlEnv, ControlVectorEnv
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, RunError
 from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
 from ctrl_rl.evaluation.side_by_side import Strip, draw_strip
-from ctrl_rl.labels import Label, Labels, described
 from ctrl_rl.policies import DenoisingPolicy, StrengthPolicy
 from ctrl_rl.priors import Prior
 from ctrl_rl.runs import Run
@@ -148,15 +148,15 @@ class LoadedRun:
         build.check_seed(seed)
         control = {} if control is None else control
         if not isinstance(control, Mapping):
-            if len(process.context) != 1:
-                names = described(process.label_names)
+            if len(process.conditions.sizes) != 1:
+                names = described(process.conditions.names)
                 has = f"the controls {names}; give labels by control" if names else "no control"
                 raise ConfigError(f"this run has {has}")
-            control = {next(iter(process.context)): control}
+            control = {next(iter(process.conditions.sizes)): control}
         policy = self.policy if strength == 1.0 else StrengthPolicy(self.policy, strength)
         labels = process.check_control(control, n)
         first = {name: int(label[0]) for name, label in labels.items()}
-        title = process.title_of(first)
+        title = process.conditions.title(first)
         return draw_strip(process, policy, labels, title=title, n=n, seed=seed)
 
     def evaluate(

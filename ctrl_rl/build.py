@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.arguments import check_arguments, check_value
 from ctrl_rl.classifiers.calibration import CalibrationReport
+from ctrl_rl.conditions import check_same_labels
 from ctrl_rl.datasets import OfflineDataset
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, one_line
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.generation import GenerationPlan
-from ctrl_rl.labels import check_same_labels
 from ctrl_rl.learner import TrainerConfig
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.policies import DenoisingPolicy
@@ -185,7 +185,9 @@ def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
 
     One with networks of its own is a `_partial_` node and gets a `TaskSpec` as `task`.
     """
-    task = TaskSpec(shape=process.shape, num_steps=process.num_steps, controls=process.context)
+    task = TaskSpec(
+        shape=process.shape, num_steps=process.num_steps, controls=process.conditions.sizes
+    )
     given = {"task": task} if config.agent.get("_partial_", False) else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(check_seed(config.seed))
@@ -234,7 +236,7 @@ def build_heldout(config: DictConfig, process: DenoisingProcess) -> Mapping[str,
         check_same_labels(
             f"evaluation.heldout.{name}",
             getattr(model, "label_names", ()) or getattr(model, "num_labels", None),
-            process.label_names[str(name)],
+            process.conditions.names[str(name)],
         )
         heldout[str(name)] = model.to(process.kernel.scale.device)
     return heldout

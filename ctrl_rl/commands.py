@@ -15,11 +15,11 @@ from ctrl_rl.api import LoadedRun, load_run
 from ctrl_rl.assets import resolve
 from ctrl_rl.checks import compile_networks
 from ctrl_rl.composition import saved
+from ctrl_rl.conditions import all_names, described
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.evaluation.film import NO_FILM, draw_film
 from ctrl_rl.evaluation.pictures import draw_strips
 from ctrl_rl.evaluation.side_by_side import BEFORE
-from ctrl_rl.labels import all_names, described
 from ctrl_rl.progress import bar, say
 from ctrl_rl.runs import Run
 from ctrl_rl.training import compared_for, train_and_evaluate, write_results
@@ -67,7 +67,8 @@ def evaluate(words: list[str]) -> int:
     loaded.config = saved(loaded.run.config_file, overrides)
     build.set_threads(loaded.config)
     plan = build.build_evaluation_plan(loaded.config)
-    with bar("evaluate", len(loaded.env.process.conditions)) as report:
+    measured = min(loaded.env.process.conditions.size, plan.most_conditions)
+    with bar("evaluate", measured) as report:
         evaluation = loaded.evaluate(plan, lambda done, total: report(done, {}))
     compared = compared_for(loaded.env.process, loaded.policy, plan)
     write_results(loaded.run, loaded.config, loaded.cost, evaluation, compared)
@@ -90,8 +91,8 @@ def sample(words: list[str]) -> int:
     control = labels or options.get("control")
     assert n is not None and seed is not None
     loaded = _load(options, "sample run=runs/demo control=3")
-    if control is None and loaded.env.process.context:
-        names = loaded.env.process.label_names
+    if control is None and loaded.env.process.conditions.sizes:
+        names = loaded.env.process.conditions.names
         missing = described({f"control.{name}=LABEL": called for name, called in names.items()})
         raise ConfigError(f"no control given; add one or more of {missing}")
     policies = [loaded.strip(control, n=n, seed=seed, strength=each) for each in strengths]
@@ -198,7 +199,7 @@ def dataset(config: DictConfig) -> int:
             process, plan, folder, settings=decides, report=lambda done: report(done, {})
         )
     for name, numbers in counts.items():
-        labels = process.label_names[name]
+        labels = process.conditions.names[name]
         pairs = zip(labels, numbers, strict=True)
         say(f"{name}: {', '.join(f'{label} x {n}' for label, n in pairs)}")
         if 0 in numbers:

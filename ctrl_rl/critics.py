@@ -12,11 +12,15 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from ctrl_rl import keys
+from ctrl_rl.conditions import joint_place
 from ctrl_rl.errors import ConfigError, check_sizes
 from ctrl_rl.image_nets import StepwiseEncoder
 from ctrl_rl.nets import ConditionedPerceptron
 from ctrl_rl.plans import TaskSpec
 from ctrl_rl.soft_returns import mean_soft_return
+
+# A table of 256 kB. In 1,000 updates of 64 episodes each of as many conditions is met once.
+_MOST_CONDITIONS = 65_536
 
 
 def _perceptron(
@@ -102,14 +106,14 @@ class ConditionValues(nn.Module):
         depth: hidden layers of the perceptron, or residual blocks.
 
     Raises:
-        ConfigError: a size out of range.
+        ConfigError: a size out of range, or too many conditions.
     """
 
     def __init__(
         self, task: TaskSpec, *, channels: int = 16, width: int = 128, depth: int = 2
     ) -> None:
         super().__init__()
-        outputs = 1 + math.prod(task.controls.values())
+        outputs = 1 + _few(task.controls, "the soft values of all at once")
         self.image = len(task.shape) == 3
         if self.image:
             check_sizes("agent.critic", width=width, depth=depth)
@@ -174,19 +178,14 @@ class FromFirstReturn(FirstReturn):
         return self.value + values
 
 
-def condition_number(controls: Mapping[str, int], control: Mapping[str, Tensor]) -> Tensor:
-    """Place of labels [*N] among all combinations, the last control's label running fastest.
-
-    Args:
-        controls: number of labels of each control, in the task's order.
-        control: labels by name, each [*N] int64; none is the null label.
-
-    Returns:
-        [*N] int64.
-    """
-    number = torch.zeros((), dtype=torch.int64)
-    for name, labels in controls.items():
-        number = number.to(control[name].device) * labels + control[name]
+def _few(sizes: Mapping[str, int], learned: str) -> int:
+    """The number of combinations, refused where none would be met often enough."""
+    number = math.prod(sizes.values())
+    if number > _MOST_CONDITIONS:
+        raise ConfigError(
+            f"this agent learns {learned}, and the task has {number:,} conditions; at most "
+            f"{_MOST_CONDITIONS:,} are few enough. Use agent=ctrl, ppo or another one"
+        )
     return number
 
 
@@ -194,21 +193,22 @@ class LogPartition(nn.Module):
     """log Z of every condition: one number for every combination of labels, null labels included.
 
     Args:
-        task: its controls; their combinations should be few, as each is learned by itself.
+        task: its controls.
+
+    Raises:
+        ConfigError: combinations are too many for each to be learned by itself.
     """
 
     def __init__(self, task: TaskSpec) -> None:
         super().__init__()
         self.sizes = {name: labels + 1 for name, labels in sorted(task.controls.items())}
-        self.table = nn.Embedding(math.prod(self.sizes.values()), 1)
+        self.table = nn.Embedding(_few(self.sizes, "one log Z for each"), 1)
         nn.init.zeros_(self.table.weight)
 
     def forward(self, control: Mapping[str, Tensor]) -> Tensor:
         """Log Z of labels by name, each [B] int64: [B] nats."""
-        index = torch.zeros((), dtype=torch.int64, device=self.table.weight.device)
-        for name, size in self.sizes.items():
-            index = index * size + control[name]
-        log_z: Tensor = self.table(index)[..., 0]
+        place = joint_place(self.sizes, control).to(self.table.weight.device)
+        log_z: Tensor = self.table(place)[..., 0]
         return log_z
 
 

@@ -7,9 +7,9 @@ import diffusers
 
 from ctrl_rl.api import LoadedRun
 from ctrl_rl.assets import resolve
+from ctrl_rl.conditions import described
 from ctrl_rl.controlled_pipeline import ADAPTERS, FILES, write_control
 from ctrl_rl.errors import ConfigError, one_line
-from ctrl_rl.labels import described
 from ctrl_rl.policies import LowRankPolicy, RewardGuidedPolicy
 from ctrl_rl.priors.guided import GuidedNetwork
 

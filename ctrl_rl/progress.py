@@ -69,6 +69,9 @@ def show_summary(path: Path, summary: Mapping[str, Any]) -> None:
         f"gap {summary['gap_nats']:.3f} nats, interval [{low:.3f}, {high:.3f}]; "
         f"log Z {summary['log_z']:.3f}, ESS {summary['ess']:.2f}"
     )
+    if "conditions" in summary:
+        measured, whole = summary["conditions"]["measured"], summary["conditions"]["in_all"]
+        say(f"measured on {measured:,} of {whole:,} conditions, drawn at random")
     for sentence in summary["contradictions"]:
         say(f"contradiction: {sentence}")
     say(f"picture: {path / 'samples.png'}")

@@ -11,10 +11,10 @@ from tensordict import TensorDict, stack
 from torch import Tensor
 
 from ctrl_rl import gaussian, keys
+from ctrl_rl.conditions import Labels
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import InvariantError
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.labels import Labels
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 

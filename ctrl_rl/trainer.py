@@ -5,12 +5,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from ctrl_rl import keys
 from ctrl_rl.checks import check_reward
+from ctrl_rl.conditions import joint_place
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import NonFiniteError, RunError
 from ctrl_rl.interrupts import Interrupted, stop_on_interrupt
@@ -137,11 +137,10 @@ class Trainer:
         """Live estimate of the gap on the batch: log Z of its conditions minus its soft returns."""
         if self.log_z is None:
             return {}
-        index = torch.zeros(episode.batch_size[0], dtype=torch.int64, device=episode.device)
-        for name, num_labels in self.env.process.controls.items():
-            index = index * num_labels + episode[keys.CONTROL, name][:, 0]
+        asked = dict(episode[keys.CONTROL][:, 0].items())
+        place = joint_place(self.env.process.controls, asked)
         returns = (episode_reward(episode) - episode_kl(episode)).detach()
-        return {"gap_nats": float((self.log_z.to(returns.device)[index] - returns).mean())}
+        return {"gap_nats": float((self.log_z.to(returns.device)[place] - returns).mean())}
 
     def checkpoint(self) -> Checkpoint:
         """The state after the last finished update."""

@@ -85,8 +85,8 @@ def train_and_evaluate(
     if settings.denoiser_calls is not None:
         learner.config = settings = settings.within_budget(rehearse(env, learner))
     # With prompts, every one of training would need prior samples of its own.
-    log_z = None
-    if process.prior.prompts is None:
+    log_z, conditions = None, process.conditions
+    if process.prior.prompts is None and conditions.size <= plan.most_conditions:
         log_z = prior_log_z(
             process, settings.log_z_samples, batch_size=plan.batch_size, seed=_LOG_Z_SEED
         )
@@ -110,7 +110,8 @@ def train_and_evaluate(
             report(trainer.update, {})
             trainer.train()
         cost = run.load().cost  # the last checkpoint's, as a later evaluation reads it
-        with bar("evaluate", len(process.conditions), quiet=quiet) as report:
+        measured = min(conditions.size, plan.most_conditions)
+        with bar("evaluate", measured, quiet=quiet) as report:
             evaluation = evaluate(
                 process,
                 learner.result,

@@ -47,7 +47,7 @@ class _ControlDynamics:
                 "step": spaces.Discrete(process.num_steps + 1),
                 **{
                     f"control_{name}": spaces.Discrete(num_labels + 1)
-                    for name, num_labels in process.context.items()
+                    for name, num_labels in process.conditions.sizes.items()
                 },
             }
         )

@@ -51,7 +51,7 @@ class LatentEnv(EnvBase):  # type: ignore[misc]
         shape = (num_envs, *process.shape)
         control = {
             name: Categorical(num_labels + 1, shape=(num_envs,), dtype=torch.int64)
-            for name, num_labels in process.context.items()
+            for name, num_labels in process.conditions.sizes.items()
         }
         # Bounded and not Categorical: step K is a state too, though no action is taken there.
         step = Bounded(0, process.num_steps, shape=(num_envs,), dtype=torch.int64)

@@ -11,7 +11,6 @@ The other half of the objective, -KL(pi || p_ref) per step, is a function of pol
 formed where both are known.
 """
 
-import itertools
 import math
 from collections.abc import Mapping
 
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl import keys
+from ctrl_rl.conditions import Conditions, Labels, checked_labels
 from ctrl_rl.envs.control_laws import BalancedLaw, ControlLaw
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.execution import in_parts
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.labels import Labels, checked_labels, shown_name
 from ctrl_rl.priors import Prior
 from ctrl_rl.rewards import Reward
 
@@ -39,8 +38,7 @@ class DenoisingProcess(nn.Module):
         control_law: law of the labels of every control; None is `BalancedLaw`.
 
     Attributes:
-        label_names: names of everything's values that an episode is given, without none: by
-            "prompt" the prior's prompts, where it has any, and by control its labels' names.
+        conditions: all that can be asked for: the prior's prompts, where it has any, and labels.
         execution: how prior, decoder and reward are run.
 
     Raises:
@@ -68,7 +66,6 @@ class DenoisingProcess(nn.Module):
         self.reward_model = reward
         self.guidance_strength = float(guidance_strength)
         self.controls = dict(reward.controls)
-        self.label_names = reward.label_names
         if prior.prompts and keys.PROMPT in self.controls:
             raise ConfigError(
                 f"the reward has a control named '{keys.PROMPT}', which is what the prior's own "
@@ -81,8 +78,13 @@ class DenoisingProcess(nn.Module):
                     "text-to-image model, such as prior=diffusers with prior.prompts"
                 )
             reward.read_prompts(prior.prompts.all)
+        self.conditions = Conditions(reward.label_names)
         if prior.prompts:
-            self.label_names = {keys.PROMPT: prior.prompts.all, **self.label_names}
+            known = prior.prompts.all
+            self.conditions = Conditions(
+                {keys.PROMPT: known, **reward.label_names},
+                [known.index(prompt) for prompt in prior.prompts.evaluation],
+            )
         self.control_law = control_law or BalancedLaw()
         for num_labels in self.controls.values():
             self.control_law.check(num_labels)
@@ -120,42 +122,6 @@ class DenoisingProcess(nn.Module):
         bound = self.reward_model.upper_bound
         return None if bound is None else self.guidance_strength * bound
 
-    @property
-    def context(self) -> dict[str, int]:
-        """How many values everything has that an episode is given, without none: c and y."""
-        return {name: len(called) for name, called in self.label_names.items()}
-
-    @property
-    def conditions(self) -> list[dict[str, int]]:
-        """Every prompt of an evaluation with every combination of labels, without null labels."""
-        ranges = [list(range(num_labels)) for num_labels in self.controls.values()]
-        prompts = self.prior.prompts
-        if prompts:
-            ranges.insert(0, [prompts.all.index(prompt) for prompt in prompts.evaluation])
-        names = list(self.context)
-        return [dict(zip(names, values, strict=True)) for values in itertools.product(*ranges)]
-
-    def name_of(self, condition: Mapping[str, int]) -> str:
-        """Key of a condition, such as "digit=3", "prompt=cat, hat=no", "hat=any" or "(none)"."""
-        shown = {name: shown_name(y, self.label_names[name]) for name, y in condition.items()}
-        return ", ".join(f"{name}={value}" for name, value in shown.items()) or "(none)"
-
-    def title_of(self, condition: Mapping[str, int]) -> str:
-        """A condition in plain words, such as "glasses, no hat", "cat, digit 3" or "anything".
-
-        Null labels are left out.
-        """
-        words = []
-        for name, place in condition.items():
-            names, control = self.label_names[name], name.replace("_", " ")
-            if place == len(names):
-                continue
-            if names == ("no", "yes"):
-                words.append(("no " if place == 0 else "") + control)
-            else:
-                words.append(names[place] if name == keys.PROMPT else f"{control} {names[place]}")
-        return ", ".join(words) or "anything"
-
     def draw_start(self, n: int, generator: torch.Generator) -> Tensor:
         """x_0 ~ N(0, I): [n, *S]."""
         return torch.randn(n, *self.shape, generator=generator, device=generator.device)
@@ -182,7 +148,7 @@ class DenoisingProcess(nn.Module):
         Raises:
             ConfigError: a control or a label that does not exist.
         """
-        return checked_labels(control, self.label_names, n, self.kernel.scale.device)
+        return checked_labels(control, self.conditions.names, n, self.kernel.scale.device)
 
     def prior_loc(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """The prior's mean of the next latent [B, *S] at latents [B, *S] and steps [B].

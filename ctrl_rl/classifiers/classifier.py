@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ctrl_rl.assets import resolve
 from ctrl_rl.classifiers.networks import ARCHITECTURES
+from ctrl_rl.conditions import check_label_names
 from ctrl_rl.errors import ConfigError, did_you_mean, one_line
-from ctrl_rl.labels import check_label_names
 
 WEIGHTS_FILE = "classifier.safetensors"
 DESCRIPTION_FILE = "classifier.json"

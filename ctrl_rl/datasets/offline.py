@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctrl_rl.conditions import check_label_names
 from ctrl_rl.errors import ConfigError, did_you_mean
-from ctrl_rl.labels import check_label_names
 
 # Half of the data for the reward; the held-out judge and the evaluation get equal shares, and one
 # scalar (the temperature) needs little data. A choice of this project, not of the paper.

@@ -21,6 +21,7 @@ from tensordict import TensorDict, cat
 from torch import Tensor
 
 from ctrl_rl import gaussian, keys
+from ctrl_rl.conditions import Label
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, NonFiniteError
@@ -28,7 +29,6 @@ from ctrl_rl.evaluation.bounds import Estimate
 from ctrl_rl.evaluation.estimators import rejection_mask
 from ctrl_rl.evaluation.gap import GapReport, average_gap_reports, gap_report
 from ctrl_rl.evaluation.quality import Judge, Quality
-from ctrl_rl.labels import Label
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 from ctrl_rl.rewards.classifier import LabelModel
 from ctrl_rl.rollouts import rollout
@@ -49,12 +49,14 @@ class EvaluationPlan:
     policy_samples: int = 256
     exact_samples: int = 256
     batch_size: int = 1024
+    most_conditions: int = 256
     confidence: float = 0.95
     seed: int = 12345
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        least = {"prior_samples": 2, "policy_samples": 3, "exact_samples": 0, "batch_size": 1}
+        least = {"prior_samples": 2, "policy_samples": 3, "exact_samples": 0}
+        least |= {"batch_size": 1, "most_conditions": 1}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ConfigError(
@@ -125,7 +127,8 @@ def evaluate(
         plan: numbers of samples, confidence, seed.
         heldout: classifiers by control that training never saw.
         conditions: what is asked for, such as `[{"hat": "yes"}]`; a control that is left out is at
-            its null label. None for every combination of labels.
+            its null label. None for every combination of labels, or `plan.most_conditions` of them
+            drawn by the plan's seed where there are more; the summary then says so.
         report: called with (conditions done, conditions in all), for a progress bar.
 
     Returns:
@@ -135,7 +138,8 @@ def evaluate(
         ConfigError: a condition with a control or a label that does not exist.
     """
     with torch.no_grad():
-        conditions = _places(process, conditions)
+        whole = process.conditions.size if conditions is None else len(conditions)
+        conditions = _places(process, conditions, plan)
         at_once = process.execution.microbatch
         judge = Judge(process.predict, dict(heldout or {}), process.controls, at_once)
         generator = torch.Generator(device=process.kernel.scale.device).manual_seed(plan.seed)
@@ -169,7 +173,7 @@ def evaluate(
             episodes, policy_sample = _roll_policy(process, policy, condition, plan, index)
             policy_reward = episode_reward(episodes)
             if not torch.isfinite(policy_reward).all():
-                named = process.name_of(condition)
+                named = process.conditions.name(condition)
                 raise NonFiniteError(f"the policy's reward is not finite for {named}")
             found["policy"] = (policy_sample, policy_reward)
             gaps.append(
@@ -190,19 +194,23 @@ def evaluate(
                 rewards[name].append(float(values.mean()) if len(values) else math.nan)
                 samples[name].append(sample.cpu())
             report(index + 1, len(conditions))
-    names = [process.name_of(condition) for condition in conditions]
+    names = [process.conditions.name(condition) for condition in conditions]
     if not rows["exact"]:
         samples.pop("exact")
     summary = _summarise(names, gaps, rows, rewards, kl, judge)
+    if whole > len(names):
+        summary["conditions"] = {"measured": len(names), "in_all": whole}
     return Evaluation(summary=summary, samples=samples, conditions=names)
 
 
 def _places(
-    process: DenoisingProcess, conditions: Sequence[Mapping[str, Label]] | None
+    process: DenoisingProcess,
+    conditions: Sequence[Mapping[str, Label]] | None,
+    plan: EvaluationPlan,
 ) -> list[dict[str, int]]:
     """Conditions with the place of every label, null labels included."""
     if conditions is None:
-        return process.conditions
+        return process.conditions.some(plan.most_conditions, plan.seed)
     checked = [process.check_control(condition, 1) for condition in conditions]
     return [{name: int(label) for name, label in each.items()} for each in checked]
 
@@ -210,9 +218,8 @@ def _places(
 def _reward(process: DenoisingProcess, sample: Tensor, condition: Condition) -> Tensor:
     reward = process.reward(sample, process.check_control(condition, len(sample)))
     if not torch.isfinite(reward).all():
-        raise NonFiniteError(
-            f"the reward of samples of the prior is not finite for {process.name_of(condition)}"
-        )
+        named = process.conditions.name(condition)
+        raise NonFiniteError(f"the reward of samples of the prior is not finite for {named}")
     return reward
 
 

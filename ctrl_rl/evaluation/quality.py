@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctrl_rl.conditions import joint_place
 from ctrl_rl.execution import in_parts
 from ctrl_rl.rewards.classifier import LabelModel
 
+_MOST_CLASSES = 65_536  # of which an F1 is averaged
 _MOST_PAIRED = 512  # samples whose pairwise distances are averaged: 130,816 pairs
 
 
@@ -100,7 +102,8 @@ class Judge:
                 figures |= {f"{prefix}accuracy": None, f"{prefix}macro_f1": None}
                 continue
             predicted = torch.cat(seen)
-            partial = any(part.partial for part in parts)  # its conditions are not disjoint classes
+            # With a null value conditions are no disjoint classes; too many would fill the memory.
+            partial = any(part.partial for part in parts) or self.num_classes > _MOST_CLASSES
             figures[f"{prefix}accuracy"] = float((predicted == asked).double().mean())
             figures[f"{prefix}macro_f1"] = None if partial else self._macro_f1(predicted, asked)
         for prefix, sets in {
@@ -120,11 +123,8 @@ class Judge:
 
     def _joint(self, labels: Mapping[str, Tensor], asked: Mapping[str, Tensor], n: int) -> Tensor:
         """Labels of all controls asked for as one index [N], on the CPU; 0 without any."""
-        index = torch.zeros(n, dtype=torch.int64)
-        for name, num_labels in self.controls.items():
-            if name in asked:
-                index = index * num_labels + labels[name].cpu()
-        return index
+        sizes = {name: size for name, size in self.controls.items() if name in asked}
+        return joint_place(sizes, labels).cpu().expand(n)
 
     def _right(self, seen: Mapping[str, Tensor], asked: Mapping[str, Tensor]) -> dict[str, Tensor]:
         known = [name for name in self.controls if name in seen and name in asked]

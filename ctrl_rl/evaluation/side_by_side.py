@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ctrl_rl import keys
+from ctrl_rl.conditions import Labels
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.labels import Labels
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 from ctrl_rl.rollouts import rollout
 
@@ -99,9 +99,9 @@ def compare(
             prompt = condition.get(keys.PROMPT)
             title = BEFORE
             if prompt is not None:
-                title = f"before: {process.title_of({keys.PROMPT: prompt})}"
+                title = f"before: {process.conditions.title({keys.PROMPT: prompt})}"
             prior = PriorPolicy(process.kernel)  # which sees nothing of the condition but a prompt
             found.append((draw_strip(process, prior, condition, title=title, n=n, seed=seed), []))
-        named = process.title_of(condition)
+        named = process.conditions.title(condition)
         found[-1][1].append(draw_strip(process, policy, condition, title=named, n=n, seed=seed))
     return [Comparison(before, tuple(after)) for before, after in found]

@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ctrl_rl.conditions import check_label_names
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.labels import check_label_names
 
 
 class Measure(Protocol):

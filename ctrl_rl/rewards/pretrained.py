@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctrl_rl.assets import resolve, unreachable
+from ctrl_rl.conditions import distinct
 from ctrl_rl.errors import ConfigError, check_choice
-from ctrl_rl.labels import distinct
 from ctrl_rl.rewards.loading import linear_head, read_weights, source, transformers_package
 from ctrl_rl.rewards.processors import Pixels
 from ctrl_rl.texts import warn_of_long

@@ -11,8 +11,8 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
+from ctrl_rl.conditions import all_names
 from ctrl_rl.errors import ConfigError, check_choice
-from ctrl_rl.labels import all_names
 
 
 def checked_weights(

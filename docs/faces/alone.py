@@ -48,7 +48,7 @@ def main(folder: Path, document: Path) -> None:
         low, high = figures["gap_nats_ci"]
         places = {name: int(label) for name, label in process.check_control(condition, 1).items()}
         cells = [
-            process.title_of(places),
+            process.conditions.title(places),
             f"{figures['gap_nats']:.2f}",
             f"[{low:.2f}, {high:.2f}]",
             f"{figures['kl_nats']:.2f}",

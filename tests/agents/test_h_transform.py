@@ -12,7 +12,8 @@ from ctrl_rl import keys
 from ctrl_rl.agents.agent import Phase
 from ctrl_rl.agents.ctrl import Ctrl
 from ctrl_rl.agents.h_transform import HTransform
-from ctrl_rl.critics import ConditionValues, condition_number
+from ctrl_rl.conditions import joint_place
+from ctrl_rl.critics import ConditionValues
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.image_nets import StepwiseEncoder
@@ -125,7 +126,7 @@ def test_a_policy_evaluated_anew_is_told_of_its_own_actions() -> None:
     batch = first_batch(env, policy, agent)
     moved = batch.copy()
     moved[keys.BEHAVIOUR_LOC] = batch[keys.LOC].detach() - 0.5  # as if the policy had moved on
-    condition = condition_number(agent.controls, dict(batch[keys.CONTROL].items()))
+    condition = joint_place(agent.controls, dict(batch[keys.CONTROL].items()))
     loc = batch[keys.LOC].detach().requires_grad_()
     action = loc + (batch[keys.ACTION] - moved[keys.BEHAVIOUR_LOC])
     outputs = agent.followed(action, batch[keys.STEP] + 1)
@@ -196,7 +197,7 @@ def test_episodes_of_the_values_are_the_priors(process: DenoisingProcess) -> Non
     sheared = agent.of_values.prepare(found, RolledChain(env, policy))["condition_rewards"]
     # Row i has step k of episode i + k: turn back what was turned.
     rewards = torch.stack([sheared[:, k].roll(k, 0) for k in range(K)], 1)
-    own = condition_number(agent.controls, dict(found[keys.CONTROL].items()))[:, :1]
+    own = joint_place(agent.controls, dict(found[keys.CONTROL].items()))[:, :1]
     torch.testing.assert_close(rewards[:, 0].gather(1, own), found[keys.NEXT_REWARD][:, -1])
     for number, condition in enumerate(process.conditions):
         control = {name: torch.full((4096,), label) for name, label in condition.items()}
@@ -226,7 +227,7 @@ def test_rows_hold_every_state_once_at_its_step(process: DenoisingProcess, part:
                 assert torch.equal(sheared[row, step][key], value), key
             if part == 0.0:
                 control = {key: label[None] for key, label in origin[keys.CONTROL].items()}
-                number = condition_number(process.controls, control)
+                number = joint_place(process.controls, control)
                 own = sheared["condition_rewards"][row, step, number]
                 reward = process.reward(origin[keys.SAMPLE][None], control)
                 torch.testing.assert_close(own, reward)
@@ -237,7 +238,7 @@ def test_conditions_are_numbered_as_the_process_does() -> None:
     conditions = [{"shape": s, "colour": c} for s in range(3) for c in range(4)]
     for place, condition in enumerate(conditions):
         labels: Mapping[str, Tensor] = {k: torch.tensor([v]) for k, v in condition.items()}
-        assert condition_number(controls, labels).tolist() == [place]
+        assert joint_place(controls, labels).tolist() == [place]
     task = TaskSpec(shape=(2,), num_steps=3, controls=controls)
     values = ConditionValues(task, width=8, depth=1)(torch.zeros(5, 3, 2), torch.ones(5, 3).long())
     assert values.shape == (5, 3, 1 + 12)

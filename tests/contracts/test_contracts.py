@@ -185,7 +185,7 @@ def test_reward(name: str, made: Callable[[str], Path]) -> None:
     assert not any(module.training for module in reward.modules())
     n = 24
     sample = samples(process, n).requires_grad_(reward.differentiable)
-    control = {key: torch.arange(n) % count for key, count in process.context.items()}
+    control = {key: torch.arange(n) % count for key, count in process.conditions.sizes.items()}
     value = reward(sample, control)
     assert value.shape == (n,) and value.dtype == torch.float32
     assert torch.isfinite(value).all() and value.std() > 0
@@ -194,7 +194,7 @@ def test_reward(name: str, made: Callable[[str], Path]) -> None:
     order = permuted(n)
     moved = reward(sample[order], {key: label[order] for key, label in control.items()})
     torch.testing.assert_close(moved, value[order], rtol=1e-4, atol=1e-5)
-    null = {key: torch.full((n,), count) for key, count in process.context.items()}
+    null = {key: torch.full((n,), count) for key, count in process.conditions.sizes.items()}
     assert (reward(sample, null) == 0).all()
     assert value.requires_grad == reward.differentiable
     if reward.differentiable:

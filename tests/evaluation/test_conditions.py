@@ -1,6 +1,9 @@
 """Evaluations of conditions that the caller names, with controls left out."""
 
+import itertools
+
 import pytest
+import torch
 
 from ctrl_rl.api import make_process
 from ctrl_rl.envs.process import DenoisingProcess
@@ -36,3 +39,18 @@ def test_the_prior_has_gap_0_where_nothing_is_asked(process: DenoisingProcess) -
 def test_a_wrong_label_gets_the_nearest_one(process: DenoisingProcess) -> None:
     with pytest.raises(ConfigError, match="yes"):
         evaluate(process, PriorPolicy(process.kernel), PLAN, conditions=[{"hat": "yess"}])
+
+
+def test_every_condition_has_draws_of_its_own(process: DenoisingProcess) -> None:
+    """Independent of each other and of the prior's, whose seed differs too."""
+    plan = EvaluationPlan(prior_samples=64, policy_samples=64, exact_samples=0)
+    evaluation = evaluate(process, PriorPolicy(process.kernel), plan)
+    drawn = [*evaluation.samples["policy"], evaluation.samples["prior"][0]]
+    assert len(drawn) == 5
+    mean = torch.stack([each.flatten(1) for each in drawn]).mean((0, 1))
+    for one, other in itertools.combinations(drawn, 2):
+        first, second = ((each.flatten(1) - mean).double() for each in (one, other))
+        apart = (first - second).norm(dim=1)
+        assert apart.min() > 0, "no sample is drawn twice"
+        cosine = torch.nn.functional.cosine_similarity(first, second)
+        assert cosine.mean().abs() < 5 * cosine.std() / len(cosine) ** 0.5

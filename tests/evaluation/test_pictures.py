@@ -120,7 +120,7 @@ def test_strips_have_the_noise_of_a_run_and_of_each_other() -> None:
         with torch.no_grad():
             episodes = rollout(env, policy, control=condition)
         assert torch.equal(episodes["sample"][:, -1], after.samples)
-        assert after.title == process.title_of(condition)
+        assert after.title == process.conditions.title(condition)
     # The noise itself: what is left of an action without its mean.
     x, step = found.before.latents, torch.arange(4)
     label = {name: torch.full((8,), y) for name, y in process.conditions[3].items()}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrl_rl.evaluation.quality import Judge, in_words
+from ctrl_rl.evaluation.quality import Judge, diversity, in_words
 from ctrl_rl.progress import show_summary
 
 CONTROLS = {"glasses": 2, "hat_size": 3}
@@ -96,3 +96,13 @@ def test_the_table_names_controls_within_80_columns(
     (hat,) = [line for line in told if line.startswith(" hat_size")]
     assert glasses.count("0.667 (0.833)" if judges else "0.667") == 2
     assert hat.count({0: "0.500", 1: "0.500 (–)", 2: "0.500 (0.833)"}[len(judges)]) == 2
+
+
+def test_diversity_is_the_mean_distance_over_the_root_of_the_dimensions() -> None:
+    corners = torch.tensor([[0.0, 0.0, 0.0, 0.0], [3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 12.0]])
+    assert diversity(corners) == pytest.approx((5 + 12 + 13) / 3 / 2)
+    assert diversity(corners.reshape(3, 1, 2, 2)) == diversity(corners)
+    assert diversity(corners[:1]) is None
+    # Of white noise in many dimensions any two are sqrt(2 d) apart.
+    noise = torch.randn(200, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert diversity(noise) == pytest.approx(2**0.5, rel=0.01)

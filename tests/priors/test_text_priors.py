@@ -219,8 +219,8 @@ def test_two_policies_on_one_prior_do_not_mix(folder):
 
 def test_conditions_are_evaluation_prompts_with_labels(folder):
     process = process_of(folder, prompts=["cat", "dog"], evaluation_prompts=["fox", "dog"])
-    assert process.context == {"prompt": 3, "level": 2}
-    names = [process.name_of(condition) for condition in process.conditions]
+    assert process.conditions.sizes == {"prompt": 3, "level": 2}
+    names = [process.conditions.name(condition) for condition in process.conditions]
     assert names == [f"prompt={p}, level={i}" for p in ("fox", "dog") for i in (0, 1)]
     drawn = process.draw_control(64, torch.Generator().manual_seed(0))
     assert torch.bincount(drawn["prompt"]).tolist() == [32, 32]  # those of training alone

@@ -103,7 +103,10 @@ def test_titles_are_plain_words(run):
         ({"glasses": 2}, "anything", "glasses=any"),
         ({}, "anything", "(none)"),
     ):
-        assert process.title_of(condition) == title and process.name_of(condition) == name
+        assert (
+            process.conditions.title(condition) == title
+            and process.conditions.name(condition) == name
+        )
         checked = process.check_control(condition, 1)
         again = dict(pair.split("=") for pair in name.split(", ") if condition)
         assert process.check_control(again, 1) == checked
@@ -111,11 +114,11 @@ def test_titles_are_plain_words(run):
 
 def test_digits_are_called_as_ever():
     process = make_process("digits", ["kernel.num_steps=3"])
-    assert process.label_names == {"digit": tuple("0123456789")}
-    assert [process.name_of(each) for each in process.conditions] == [
+    assert process.conditions.names == {"digit": tuple("0123456789")}
+    assert [process.conditions.name(each) for each in process.conditions] == [
         f"digit={i}" for i in range(10)
     ]
-    assert process.title_of({"digit": 3}) == "digit 3"
+    assert process.conditions.title({"digit": 3}) == "digit 3"
 
 
 class Constant(nn.Module):
@@ -141,7 +144,7 @@ def test_names_are_the_models_and_numbers_without():
     whole = make_process("mixture2d", ["kernel.num_steps=3"])
     process = DenoisingProcess(prior=whole.prior, kernel=whole.kernel, reward=reward)
     assert process.check_control({"b": "any"}, 1)["b"].tolist() == [0]  # its own label
-    assert process.name_of({"a": 2, "b": 2}) == "a=any, b=2"
+    assert process.conditions.name({"a": 2, "b": 2}) == "a=any, b=2"
 
 
 def test_a_fitted_classifier_says_its_names(tmp_path, capsys):

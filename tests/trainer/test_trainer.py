@@ -60,7 +60,7 @@ def test_killed_and_resumed_is_uninterrupted(whole, tmp_path, number):
     command = [sys.executable, "-m", "ctrl_rl.cli", "train", *SMALL, *LONG]
     command += [f"run.root={tmp_path}", "run.name=killed"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    lines, wanted = 0, random.randint(1, 50)
+    lines, wanted = 0, random.Random(int(number)).randint(1, 50)
     file = killed / "metrics.jsonl"
     while lines < wanted and process.poll() is None:
         lines = file.read_bytes().count(b"\n") if file.is_file() else 0

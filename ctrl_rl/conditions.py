@@ -1,7 +1,13 @@
-"""Labels and their names: what a user asks for, checked and made tensors."""
+"""What an episode is asked for: a prompt where the prior has any, and a label of every control.
 
+A condition gives each of them a value by name: its place among the names, or the place behind the
+last one, the null value, which asks for nothing and is called "any".
+"""
+
+import math
+import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,6 +22,100 @@ Labels = Label | Sequence[Label] | Tensor  # one for all episodes, or one for ea
 ANY = "any"  # the null label's name, unless a label has it
 _MOST_SHOWN = 12  # names in a list
 _MORE = {keys.PROMPT: "; others can be added to prior.evaluation_prompts"}
+
+
+class Conditions(Sequence[dict[str, int]]):
+    """All that a task can be asked for, null values left out, with the last value running fastest.
+
+    None is made before it is asked for, so that a task may have any number of them.
+
+    Args:
+        names: of all values by what they are values of, the prompt's first where there are prompts.
+        prompts: places of the prompts that evaluations go through; None for all.
+
+    Attributes:
+        names: the same.
+        sizes: their numbers.
+        size: how many conditions there are; `len` of more than 2^63 is an error of Python's.
+    """
+
+    def __init__(
+        self, names: Mapping[str, Sequence[str]], prompts: Sequence[int] | None = None
+    ) -> None:
+        self.names = {name: tuple(called) for name, called in names.items()}
+        self.sizes = {name: len(called) for name, called in self.names.items()}
+        self._values: dict[str, Sequence[int]] = {k: range(n) for k, n in self.sizes.items()}
+        if prompts is not None:
+            self._values[keys.PROMPT] = prompts
+        self.size = math.prod(len(values) for values in self._values.values())
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, place: int) -> dict[str, int]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[dict[str, int]]: ...
+
+    def __getitem__(self, place: int | slice) -> dict[str, int] | list[dict[str, int]]:
+        """The condition at a place, or those of a slice."""
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(self.size))]
+        if not -self.size <= place < self.size:
+            raise IndexError(place)
+        rest, found = place % self.size, {}
+        for name, values in reversed(self._values.items()):
+            rest, digit = divmod(rest, len(values))
+            found[name] = values[digit]
+        return {name: found[name] for name in self._values}
+
+    def some(self, most: int, seed: int) -> list[dict[str, int]]:
+        """All of them, or where there are more than `most`, so many drawn at random, in order."""
+        if self.size <= most:
+            return self[:]
+        generator = random.Random(seed)
+        drawn: set[int] = set()
+        while len(drawn) < most:  # random.sample takes no more than 2^63 to choose from
+            drawn.add(generator.randrange(self.size))
+        return [self[place] for place in sorted(drawn)]
+
+    def name(self, condition: Mapping[str, int]) -> str:
+        """Key of a condition, such as "digit=3", "prompt=cat, hat=no", "hat=any" or "(none)"."""
+        shown = {name: shown_name(y, self.names[name]) for name, y in condition.items()}
+        return ", ".join(f"{name}={value}" for name, value in shown.items()) or "(none)"
+
+    def title(self, condition: Mapping[str, int]) -> str:
+        """A condition in plain words, such as "glasses, no hat", "cat, digit 3" or "anything".
+
+        Null values are left out.
+        """
+        words = []
+        for name, place in condition.items():
+            names, control = self.names[name], name.replace("_", " ")
+            if place == len(names):
+                continue
+            if names == ("no", "yes"):
+                words.append(("no " if place == 0 else "") + control)
+            else:
+                words.append(names[place] if name == keys.PROMPT else f"{control} {names[place]}")
+        return ", ".join(words) or "anything"
+
+
+def joint_place(sizes: Mapping[str, int], values: Mapping[str, Tensor]) -> Tensor:
+    """Place of values among all combinations, the last one's running fastest.
+
+    Args:
+        sizes: how many values each has.
+        values: by name, each [*N] int64 below its size; others are not looked at.
+
+    Returns:
+        [*N] int64; a single 0 where `sizes` is empty.
+    """
+    place = torch.zeros((), dtype=torch.int64)
+    for name, size in sizes.items():
+        place = place.to(values[name].device) * size + values[name]
+    return place
 
 
 def checked_labels(
