@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo digits results faces faces_results benchmark compare test lint types pytest science file_sizes weights clean
+.PHONY: help setup demo digits results faces faces_results benchmark compare test lint types pytest bitwise science file_sizes weights clean
 
 help:
 	@echo "make demo     set up, give faces glasses and hats, certify the result (about 4 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make faces_results  the demo, its long recipe and the UNet, into docs/faces (over an hour)"
 	@echo "make benchmark  every agent on the closed-form tasks with five seeds, into report/"
 	@echo "make compare    tune every agent on digits, then three seeds, into docs/digits (hours)"
+	@echo "make bitwise BASE=COMMIT  whether runs are still those of a commit, bit for bit (5 minutes)"
 	@echo "make science  every agent against exact answers, into docs/exact.md, and slow tests (half an hour)"
 	@echo "make file_sizes  PPO on JPEG sizes of a small Stable Diffusion, three seeds (half an hour)"
 	@echo "make weights  make the shipped prior and classifiers again"
@@ -102,6 +103,10 @@ weights: $(INSTALLED)
 			out=ctrl_rl/assets/faces/$${control}_heldout || exit 1; \
 	done
 	$(BIN)/python docs/faces/card.py ctrl_rl/assets/faces/prior
+
+BASE ?= HEAD
+bitwise: $(INSTALLED)
+	$(BIN)/python tests/bitwise.py $(BASE)
 
 science: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto -k "optimum_is_reached or floor_is_reached or mixture2d_gap" \

@@ -23,7 +23,7 @@ Precup, Bengio, "Discrete Probabilistic Inference as Control in Multi-path Envir
 arXiv 2402.10309.
 
 Deviations: flows relative to the prior's marginals; a square with a factor 1/2; no exploration
-noise; v starts at the mean return of the first rollout (`FromFirstReturn`).
+noise; v starts at the mean return of the first rollout (`OffsetByFirstReturn`).
 
 Metrics: `loss_db`; `residual_rms` root of the mean square of all residuals, nats; `start_value`
 mean of v_0(x_0) over the batch, nats.
@@ -35,7 +35,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import FromFirstReturn, state_values
+from ctrl_rl.critics import OffsetByFirstReturn, state_values
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import path_levels
 
@@ -64,11 +64,11 @@ class DetailedBalance(Agent):
         self.plan = RolloutPlan(
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
-        self.critic = FromFirstReturn(critic(task))
+        self.critic = OffsetByFirstReturn(critic(task))
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Let the values start at the first return."""
-        self.critic.see(rollout)
+        self.critic.start_from(rollout)
         return rollout
 
     def loss(self, rollout: TensorDict) -> TensorDict:

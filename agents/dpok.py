@@ -26,7 +26,7 @@ Deviations from the authors' published code:
 - An action is charged with the KLs that follow it. Theirs differentiates the penalty at every
   state and leaves out that actions choose the states, so its gradient is not that of reward - KL.
 - V is fitted to the soft return to go, theirs to the final reward, and starts at the mean return of
-  the first rollout (`FromFirstReturn`).
+  the first rollout (`OffsetByFirstReturn`).
 - G_k - V is centred: less its mean over the other episodes with the same control, at every step. V
   is never quite up to date, and what it misses in all episodes alike would move the policy away
   from all that it did. V still has to know what tells the episodes of a control apart.
@@ -50,7 +50,7 @@ from torch import nn
 from ctrl_rl import keys
 from ctrl_rl.advantages import centred, check_clip, clipped_surrogate, returns_to_go
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import FromFirstReturn, state_values, value_regression
+from ctrl_rl.critics import OffsetByFirstReturn, state_values, value_regression
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 
 _ADVANTAGE, _RETURN = "advantage", "return_to_go"
@@ -88,11 +88,11 @@ class Dpok(Agent):
         )
         self.clip = check_clip(clip)
         self.num_steps = task.num_steps
-        self.critic = FromFirstReturn(critic(task))
+        self.critic = OffsetByFirstReturn(critic(task))
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Add returns to go, and advantages over the critic as it is before the update."""
-        self.critic.see(rollout)
+        self.critic.start_from(rollout)
         returns = returns_to_go(rollout)
         with torch.no_grad():
             advantage = centred(returns - state_values(self.critic, rollout), rollout)

@@ -26,7 +26,7 @@ Deviations:
   mean is the policy of no reward, and v is relative to the prior.
 - Batches are drawn evenly from the last `replay` episodes, the newest among them, instead of one
   step on new and one on old episodes chosen by their reward.
-- v starts at the mean return of the first rollout and not at 0, see `FromFirstReturn`.
+- v starts at the mean return of the first rollout and not at 0, see `OffsetByFirstReturn`.
 
 Metrics: `loss_pcl`; `residual_rms` root of the mean square of C, nats; `start_value` mean of
 v_0(x_0) over the batch, nats.
@@ -38,7 +38,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import FromFirstReturn, state_values
+from ctrl_rl.critics import OffsetByFirstReturn, state_values
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import path_levels
@@ -79,11 +79,11 @@ class PathConsistency(Agent):
         self.plan = RolloutPlan(
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
-        self.critic = FromFirstReturn(critic(task))
+        self.critic = OffsetByFirstReturn(critic(task))
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Let the values start at the first return."""
-        self.critic.see(rollout)
+        self.critic.start_from(rollout)
         return rollout
 
     def loss(self, rollout: TensorDict) -> TensorDict:

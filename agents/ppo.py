@@ -22,7 +22,7 @@ critic V(x_k, k, y) it is the generalised advantage estimate of the gains r_k - 
 last step, else 0), and V is fitted to A_k + V_k, half the squared error averaged over steps; what
 weighs the ratio is A_k less its mean over the other episodes with the same control, as V is never
 quite up to date and what it misses in all episodes alike would move the policy away from all of
-them. V starts at the mean return of the first rollout (`FromFirstReturn`).
+them. V starts at the mean return of the first rollout (`OffsetByFirstReturn`).
 
 References: Black, Janner, Du, Kostrikov, Levine, "Training Diffusion Models with Reinforcement
 Learning", ICLR 2024, arXiv 2305.13301 (DDPO-IS); Schulman, Wolski, Dhariwal, Radford, Klimov,
@@ -58,7 +58,7 @@ from ctrl_rl.advantages import (
     step_advantage,
 )
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import FromFirstReturn, state_values, value_regression
+from ctrl_rl.critics import OffsetByFirstReturn, state_values, value_regression
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 
@@ -100,13 +100,13 @@ class Ppo(Agent):
         )
         self.clip, self.gae_lambda = check_clip(clip), gae_lambda
         self.num_steps = task.num_steps
-        self.critic = None if critic is None else FromFirstReturn(critic(task))
+        self.critic = None if critic is None else OffsetByFirstReturn(critic(task))
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Add advantages, and the critic's targets."""
         if self.critic is None:
             return rollout.copy().set(_ADVANTAGE, step_advantage(rollout))
-        self.critic.see(rollout)
+        self.critic.start_from(rollout)
         gains = (rollout[keys.NEXT_REWARD][..., 0] - rollout[keys.KL]).detach()
         with torch.no_grad():
             values = state_values(self.critic, rollout)

@@ -167,7 +167,7 @@ class Sac(Agent):
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Let Q start at the first return, and the target networks follow the critics."""
-        self.first_return.see(rollout)
+        self.first_return.start_from(rollout)
         self.target_update.step()
         return rollout
 

@@ -24,7 +24,7 @@ GFlowNets from partial episodes for improved convergence and stability", ICML 20
 
 Deviations: relative to the prior (Venkatraman et al. 2024, arXiv 2405.20971), so that flows are
 soft values; v_0 is a function of the given start x_0 and not one number; a square with a factor
-1/2; no exploration noise; v starts at the mean return of the first rollout (`FromFirstReturn`).
+1/2; no exploration noise; v starts at the mean return of the first rollout (`OffsetByFirstReturn`).
 
 Metrics: `loss_subtb`; `residual_rms` root of the weighted mean square of all residuals, nats;
 `start_value` mean of v_0(x_0) over the batch, nats.
@@ -38,7 +38,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import FromFirstReturn, state_values
+from ctrl_rl.critics import OffsetByFirstReturn, state_values
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import path_levels
@@ -76,11 +76,11 @@ class SubtrajectoryBalance(Agent):
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
         self.decay = decay
-        self.critic = FromFirstReturn(critic(task))
+        self.critic = OffsetByFirstReturn(critic(task))
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Let the values start at the first return."""
-        self.critic.see(rollout)
+        self.critic.start_from(rollout)
         return rollout
 
     def loss(self, rollout: TensorDict) -> TensorDict:

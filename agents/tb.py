@@ -39,7 +39,7 @@ from torch import nn
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import FromFirstReturn, LogPartition
+from ctrl_rl.critics import LogPartition, OffsetByFirstReturn
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
 
@@ -61,11 +61,11 @@ class TrajectoryBalance(Agent):
         self.plan = RolloutPlan(
             gradients="score", replay=replay, epochs=epochs, minibatches=minibatches
         )
-        self.log_z = FromFirstReturn(LogPartition(task))
+        self.log_z = OffsetByFirstReturn(LogPartition(task))
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Let log Z_y start at the first return."""
-        self.log_z.see(rollout)
+        self.log_z.start_from(rollout)
         return rollout
 
     def loss(self, rollout: TensorDict) -> TensorDict:

@@ -81,7 +81,7 @@ def _first_episode(
     try:
         episode = rollout(env, policy, plan=plan)
         check_invariants(episode, plan, tolerance=tolerance)
-        if plan.recomputes:
+        if plan.reevaluates_policy:
             check_refresh(policy, episode)
     except torch.OutOfMemoryError as error:
         raise ConfigError(

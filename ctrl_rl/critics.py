@@ -1,6 +1,6 @@
 """Networks that an agent owns: soft values of latents, their gradients, log Z of conditions.
 
-All start at zero. What is a value starts at the first return that was seen, see `FromFirstReturn`.
+All start at zero, values at the first return that was seen (`OffsetByFirstReturn`).
 """
 
 import math
@@ -150,14 +150,14 @@ class FirstReturn(nn.Module):
         self.register_buffer("value", torch.tensor(0.0))
         self.register_buffer("known", torch.tensor(False))
 
-    def see(self, rollout: TensorDict) -> None:
+    def start_from(self, rollout: TensorDict) -> None:
         """Take c from a rollout [B, K], whole episodes, unless it is known."""
         if not self.known:
             self.value.copy_(mean_soft_return(rollout).detach())
             self.known.fill_(True)
 
 
-class FromFirstReturn(FirstReturn):
+class OffsetByFirstReturn(FirstReturn):
     """Values c + network(...).
 
     Rewards may lie anywhere; log-probabilities of rare labels average far below 0. A value that

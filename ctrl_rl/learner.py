@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.errors import ConfigError, NonFiniteError, check_choice, did_you_mean
-from ctrl_rl.plans import at_progress
+from ctrl_rl.plans import in_force
 from ctrl_rl.policies import DenoisingPolicy
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -108,10 +108,10 @@ class TrainerConfig:
 def _price(updates: int, calls_per_update: Mapping[float, int]) -> int:
     """Calls of so many updates; more updates never cost less."""
     done = (update / updates for update in range(updates))
-    return sum(at_progress(calls_per_update, progress) for progress in done)
+    return sum(in_force(calls_per_update, progress) for progress in done)
 
 
-def part_of(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, without it."""
     found = {name: value for name, value in state.items() if name.startswith(prefix)}
     return {name.removeprefix(prefix): value for name, value in found.items()}
@@ -218,11 +218,11 @@ class Learner:
     def load(self, policy: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         """Take over the policy's weights and what `state` gave."""
         self.policy.load_state_dict(policy)
-        self.agent.load_state_dict(part_of(state, "agent."))
+        self.agent.load_state_dict(without_prefix(state, "agent."))
         if self.average is not None:
-            self.average.load_state_dict(part_of(state, "average."))
+            self.average.load_state_dict(without_prefix(state, "average."))
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in part_of(state, "optimizer.").items():
+        for name, value in without_prefix(state, "optimizer.").items():
             index, _, entry = name.partition(".")
             moments.setdefault(int(index), {})[entry] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})

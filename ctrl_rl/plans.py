@@ -104,18 +104,18 @@ class RolloutPlan:
             )
 
     @property
-    def cuts(self) -> bool:
+    def makes_batches(self) -> bool:
         """Whether losses see a rollout in parts, or past ones, instead of as it was made."""
         several = self.epochs > 1 or self.minibatches > 1 or self.step_chunks > 1
         return several or self.replay > 0 or self.reevaluate
 
     @property
-    def recomputes(self) -> bool:
+    def reevaluates_policy(self) -> bool:
         """Whether losses see the policy evaluated anew instead of the rollout's own graph."""
-        return self.cuts and self.gradients is not None
+        return self.makes_batches and self.gradients is not None
 
 
-def at_progress(starts: Mapping[float, Part], progress: float) -> Part:
+def in_force(starts: Mapping[float, Part], progress: float) -> Part:
     """What is in force.
 
     Args:

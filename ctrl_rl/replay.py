@@ -94,7 +94,7 @@ class Replay:
             Once per optimizer step: the pieces [b, T] whose losses are differentiated one by one.
             Each is made when it is asked for.
         """
-        if not self.plan.cuts:
+        if not self.plan.makes_batches:
             yield iter([episodes])
             return
         # Of a whole rollout only: repeated along time, cuts would copy them for every step.
@@ -107,7 +107,10 @@ class Replay:
             for index in order.tensor_split(min(self.plan.minibatches, size)):
                 batch = episodes[index] if self.buffer is None else self._draw(len(index))
                 pieces = batch.to(episodes.device).chunk(self.plan.step_chunks, dim=1)
-                yield (refresh(policy, part) if self.plan.recomputes else part for part in pieces)
+                yield (
+                    refresh(policy, part) if self.plan.reevaluates_policy else part
+                    for part in pieces
+                )
 
     def state(self) -> dict[str, Tensor]:
         """The past episodes by dotted names, empty without replay."""

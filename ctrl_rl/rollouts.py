@@ -140,7 +140,7 @@ def _record(state: TensorDict, after: TensorDict) -> TensorDict:
 
 
 def _first_step_with_gradient(plan: RolloutPlan, num_steps: int, generator: torch.Generator) -> int:
-    if plan.gradients is None or plan.recomputes:
+    if plan.gradients is None or plan.reevaluates_policy:
         return num_steps
     if plan.truncation is None:
         return 0
@@ -171,5 +171,5 @@ def check_invariants(episode: TensorDict, plan: RolloutPlan, *, tolerance: float
                 f"{tolerance * dims or 'exactly 0'} is due: policy and prior must share weights, "
                 f"precision and evaluation mode{'; try compile=null' if tolerance else ''}"
             )
-    if plan.gradients and not plan.recomputes and not episode[keys.KL].requires_grad:
+    if plan.gradients and not plan.reevaluates_policy and not episode[keys.KL].requires_grad:
         raise InvariantError("the KL term carries no gradient, so it would not act on the policy")

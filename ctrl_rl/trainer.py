@@ -14,8 +14,8 @@ from ctrl_rl.conditions import joint_place
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import NonFiniteError, RunError
 from ctrl_rl.interrupts import Interrupted, stop_on_interrupt
-from ctrl_rl.learner import Learner, part_of
-from ctrl_rl.plans import at_progress
+from ctrl_rl.learner import Learner, without_prefix
+from ctrl_rl.plans import in_force
 from ctrl_rl.replay import Replay
 from ctrl_rl.runs import Checkpoint, Run
 from ctrl_rl.soft_returns import episode_kl, episode_reward
@@ -95,7 +95,7 @@ class Trainer:
             self.learner.load(checkpoint.policy, checkpoint.training)
             self.env.generator.set_state(checkpoint.training["generator"].cpu())
             for start, replay in self.replays.items():
-                replay.load(part_of(checkpoint.training, f"replay.{start}."))
+                replay.load(without_prefix(checkpoint.training, f"replay.{start}."))
         except (RuntimeError, KeyError, ValueError) as error:
             raise RunError(f"{self.run.path} holds weights of another policy or agent") from error
         process, counters = self.env.process, checkpoint.counters
@@ -111,8 +111,8 @@ class Trainer:
             episode, learned = update(
                 self.env,
                 self.learner,
-                at_progress(self.agent.phases, progress),
-                at_progress(self.replays, progress),
+                in_force(self.agent.phases, progress),
+                in_force(self.replays, progress),
                 step=partial(self.learner.step, self.update),
                 check=partial(check_reward, self.env),
             )

@@ -11,7 +11,7 @@ from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.learner import Learner
-from ctrl_rl.plans import at_progress
+from ctrl_rl.plans import in_force
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.replay import Replay
 from ctrl_rl.rollouts import RolledChain, rollout
@@ -38,7 +38,7 @@ def learn(env: LatentEnv, learner: Learner, updates: int) -> DenoisingPolicy:
     replays = {start: Replay(phase.plan, env.generator) for start, phase in phases.items()}
     for done in range(updates):
         progress = done / updates
-        phase, replay = at_progress(phases, progress), at_progress(replays, progress)
+        phase, replay = in_force(phases, progress), in_force(replays, progress)
         update(env, learner, phase, replay, step=partial(learner.step, done))
     return learner.result
 

@@ -17,7 +17,7 @@ from ctrl_rl.critics import ConditionValues
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.image_nets import StepwiseEncoder
-from ctrl_rl.plans import TaskSpec, at_progress
+from ctrl_rl.plans import TaskSpec, in_force
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rollouts import RolledChain, rollout
 
@@ -148,7 +148,7 @@ def test_the_last_part_is_ctrl() -> None:
     ):
         env = make("mixture2d", 64, K)
         agent, policy = make_agent(task_of(env.process)), noisy_drift(env, "mixture2d")
-        phase = at_progress(agent.phases, 0.9)
+        phase = in_force(agent.phases, 0.9)
         losses = phase.loss(first_batch(env, policy, phase))
         (name,) = {"loss_soft_return", "loss_ctrl"} & set(losses.keys())
         parameters = [p for group in policy.parameter_groups().values() for p in group]
@@ -162,16 +162,16 @@ def test_without_the_last_part_no_gradient_of_the_reward_is_needed(
 ) -> None:
     queried = HTransform(task=task_of(process), critic=ConditionValues, reward_share=0.0)
     assert not queried.needs_reward_gradient
-    assert at_progress(queried.phases, 0.99) is queried
+    assert in_force(queried.phases, 0.99) is queried
     assert HTransform(task=task_of(process), critic=ConditionValues).needs_reward_gradient
 
 
 def test_the_values_rest_once_the_policy_acts(process: DenoisingProcess) -> None:
     agent, policy = exact_agent(process), moved(process)
     env = make("gaussian", 64, K)
-    assert at_progress(agent.phases, 0.2) is agent.of_values
-    assert at_progress(agent.phases, 0.3) is agent
-    assert at_progress(agent.phases, 0.8) is agent.of_reward
+    assert in_force(agent.phases, 0.2) is agent.of_values
+    assert in_force(agent.phases, 0.3) is agent
+    assert in_force(agent.phases, 0.8) is agent.of_reward
     losses = agent.loss(first_batch(env, policy, agent))
     assert set(losses.keys()) == {"loss_h_transform", "soft_value"}
     losses["loss_h_transform"].backward()
@@ -216,7 +216,7 @@ def test_episodes_of_the_values_are_the_priors(process: DenoisingProcess) -> Non
 def test_rows_hold_every_state_once_at_its_step(process: DenoisingProcess, part: float) -> None:
     """Each with its own label, rewards and action, and a row has states of K episodes."""
     agent, policy = exact_agent(process), moved(process)
-    env, phase = make("gaussian", 6, K), at_progress(agent.phases, part)
+    env, phase = make("gaussian", 6, K), in_force(agent.phases, part)
     episodes = rollout(env, policy, plan=phase.plan)
     sheared = phase.prepare(episodes, RolledChain(env, policy))
     assert torch.equal(sheared[keys.STEP], episodes[keys.STEP])

@@ -69,7 +69,8 @@ def tried(agent: Agent, env: LatentEnv) -> None:
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.zero_()
-    check_start(env, Learner(policy, agent, TrainerConfig(learning_rate={"network": 1e-3})))
+    config = TrainerConfig(learning_rate={"network": 1e-3, "embedding": 1e-3})
+    check_start(env, Learner(policy, agent, config))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ctrl_rl.cli import main
 from ctrl_rl.composition import compose
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learner import Learner, TrainerConfig
-from ctrl_rl.plans import at_progress
+from ctrl_rl.plans import in_force
 from ctrl_rl.runs import Run, RunPlan
 from ctrl_rl.trainer import Trainer
 from ctrl_rl.updates import rehearse
@@ -44,7 +44,7 @@ def test_every_agent_keeps_the_budget_within_one_update(agent, tmp_path):
     Trainer(env=env, learner=learner, run=run, log_z=torch.zeros(3)).train()
     calls = [line["denoiser_calls"] for line in run.metrics()]
     assert BUDGET - max(counted.values()) < calls[-1] <= BUDGET
-    prices = [at_progress(counted, update / len(calls)) for update in range(len(calls))]
+    prices = [in_force(counted, update / len(calls)) for update in range(len(calls))]
     assert calls == list(itertools.accumulate(prices))
     assert set(prices) == set(counted.values()), "every plan has its turn"
 
@@ -55,7 +55,7 @@ def test_a_budget_is_spent_on_plans_by_their_shares():
     for budget in range(3, 400):
         paid = TrainerConfig(denoiser_calls=budget).within_budget(prices).updates
         spent = [
-            sum(at_progress(prices, update / updates) for update in range(updates))
+            sum(in_force(prices, update / updates) for update in range(updates))
             for updates in (paid, paid + 1)
         ]
         assert spent[0] <= budget < spent[1]

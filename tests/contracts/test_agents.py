@@ -51,7 +51,7 @@ def test_every_phase_gives_losses_with_a_gradient(name: str) -> None:
         found = losses(phase, batch)
         assert found, "no loss_* key"
         assert all(value.requires_grad for value in found.values())
-        assert not {keys.CLEAN, keys.SAMPLE} & set(batch.keys()) or not phase.plan.cuts
+        assert not {keys.CLEAN, keys.SAMPLE} & set(batch.keys()) or not phase.plan.makes_batches
 
 
 @pytest.mark.parametrize("name", choices("agent"))
