@@ -15,11 +15,12 @@ from ctrl_rl.envs.control import ControlEnv, ControlVectorEnv
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, RunError
-from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
-from ctrl_rl.evaluation.side_by_side import Strip, draw_strip
-from ctrl_rl.policies import DenoisingPolicy, StrengthPolicy
+from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, measure
+from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
+from ctrl_rl.evaluation.side_by_side import Strip
+from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 from ctrl_rl.priors import Prior
-from ctrl_rl.runs import Run
+from ctrl_rl.runs import NO_TRAINING, Checkpoint, Run
 
 
 def make_process(task: str, overrides: Sequence[str] = ()) -> DenoisingProcess:
@@ -60,12 +61,12 @@ def make_control_vector_env(
 
 
 class LoadedRun:
-    """A trained run, ready to sample.
+    """A run, ready to sample.
 
     Attributes:
         config: the resolved config.
         env: the latent env, `trainer.batch_size` episodes.
-        policy: the trained policy.
+        sampler: what draws: the trained policy rolled out, or a method that needs no training.
         prior: the pretrained model.
         cost: what training took until the checkpoint: steps, calls, seconds.
         summary: what summary.json holds, or an empty dict before the evaluation.
@@ -74,11 +75,20 @@ class LoadedRun:
     def __init__(self, run: Run, checkpoint: int | None = None) -> None:
         self.run = run
         self.config = saved(run.config_file)
-        loaded = run.load(checkpoint)
-        self.cost = loaded.cost
+        self.sampler: Sampler
         process = build.build_process(self.config)
         self.env = build.build_env(self.config, process)
-        self.policy: DenoisingPolicy = build.build_policy(self.config, process)
+        # Which older runs do not have.
+        process.execution.microbatch = self.config.trainer.get("microbatch")
+        if self.config.get("method") is not None:
+            self.cost, self.sampler = dict(NO_TRAINING), build.build_method(self.config, process)
+        else:
+            loaded = run.load(checkpoint)
+            self.cost = loaded.cost
+            self.sampler = PolicySampler(process, self._trained(loaded))
+
+    def _trained(self, loaded: Checkpoint) -> DenoisingPolicy:
+        policy = build.build_policy(self.config, self.env.process)
         prefix = "average.module."
         averaged = {
             name.removeprefix(prefix): value
@@ -86,12 +96,18 @@ class LoadedRun:
             if name.startswith(prefix)
         }
         try:
-            self.policy.load_state_dict(averaged or loaded.policy)
+            policy.load_state_dict(averaged or loaded.policy)
         except RuntimeError as error:
-            raise RunError(f"{run.path} holds weights of another policy than its config") from error
-        self.policy.requires_grad_(False)
-        # Which older runs do not have.
-        process.execution.microbatch = self.config.trainer.get("microbatch")
+            raise RunError(
+                f"{self.run.path} holds weights of another policy than its config"
+            ) from error
+        policy.requires_grad_(False)
+        return policy
+
+    @property
+    def policy(self) -> DenoisingPolicy:
+        """The trained policy, or one that needs no training."""
+        return self.sampler.policy
 
     @property
     def prior(self) -> Prior:
@@ -153,11 +169,13 @@ class LoadedRun:
                 has = f"the controls {names}; give labels by control" if names else "no control"
                 raise ConfigError(f"this run has {has}")
             control = {next(iter(process.conditions.sizes)): control}
-        policy = self.policy if strength == 1.0 else StrengthPolicy(self.policy, strength)
+        # Whatever draws, at strength 0 it is the prior.
+        prior = PolicySampler(process, PriorPolicy(process.kernel))
+        sampler = prior if strength == 0 else self.sampler.at_strength(strength)
         labels = process.check_control(control, n)
         first = {name: int(label[0]) for name, label in labels.items()}
         title = process.conditions.title(first)
-        return draw_strip(process, policy, labels, title=title, n=n, seed=seed)
+        return sampler.strip(labels, title=title, n=n, seed=seed)
 
     def evaluate(
         self,
@@ -175,14 +193,7 @@ class LoadedRun:
         """
         plan = plan or build.build_evaluation_plan(self.config)
         heldout = build.build_heldout(self.config, self.env.process)
-        return evaluate(
-            self.env.process,
-            self.policy,
-            plan,
-            heldout=heldout,
-            conditions=conditions,
-            report=report,
-        )
+        return measure(self.sampler, plan, heldout=heldout, conditions=conditions, report=report)
 
 
 def load_run(path: str | Path, checkpoint: int | None = None) -> LoadedRun:

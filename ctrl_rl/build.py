@@ -20,6 +20,7 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, one_line
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
+from ctrl_rl.evaluation.samplers import Sampler
 from ctrl_rl.generation import GenerationPlan
 from ctrl_rl.learner import TrainerConfig
 from ctrl_rl.plans import RolloutPlan, TaskSpec
@@ -205,6 +206,12 @@ def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
             "not need the gradient, or a differentiable reward"
         )
     return agent.to(process.kernel.scale.device)
+
+
+def build_method(config: DictConfig, process: DenoisingProcess) -> Sampler:
+    """What draws samples without any training."""
+    method: Sampler = _make(config.method, "method", process=process)
+    return method
 
 
 def build_run_plan(config: DictConfig) -> RunPlan:

@@ -17,7 +17,7 @@ from ctrl_rl.interrupts import Interrupted
 
 _COMMANDS = {
     "train": "train an agent in a task, then evaluate it",
-    "evaluate": "measure a run again",
+    "evaluate": "measure a run again, or what needs no training",
     "sample": "draw from a run",
     "export": "write a run as a LoRA and a pipeline for diffusers",
     "dataset": "draw pictures of a prior and label them, for a classifier",
@@ -26,6 +26,7 @@ _COMMANDS = {
     "classifier": "fit and calibrate a classifier",
     "list": "show every choice of every config group",
 }
+_OF_CONFIG = {"evaluate": "evaluate_method"}  # what a command does with a composed config
 _EXAMPLES = {
     "train": """\
   ctrl-rl train env=gaussian seed=3 trainer.updates=100
@@ -33,7 +34,9 @@ _EXAMPLES = {
   ctrl-rl train resume=runs/demo checkpoint=50""",
     "evaluate": """\
   ctrl-rl evaluate run=runs/demo
-  ctrl-rl evaluate run=runs/demo checkpoint=50 evaluation.policy_samples=1024""",
+  ctrl-rl evaluate run=runs/demo checkpoint=50 evaluation.policy_samples=1024
+  ctrl-rl evaluate method=rejection env=faces
+  ctrl-rl evaluate method=reconstruction_guidance method.strength=2 env=faces""",
     "sample": """\
   ctrl-rl sample run=runs/demo control=3 n=64 seed=1
   ctrl-rl sample run=runs/demo control=3 "strengths=[0,0.5,1,1.5,2]"
@@ -95,12 +98,16 @@ def _dispatch(given: list[str]) -> int:
         return _list(words, extra)
     if command == "train" and any(word.startswith(("resume=", "checkpoint=")) for word in words):
         command = "resume"
+    if command == "evaluate" and not any(word.startswith("method=") for word in words):
+        from ctrl_rl import commands
+
+        return commands.evaluate(words)
     if command in _main_configs():
         config = compose(command, words, extra)  # before torch, so that errors come at once
         asked = build_grid(config, extra) if command == "benchmark" else config
         from ctrl_rl import commands
 
-        return int(getattr(commands, command)(asked))
+        return int(getattr(commands, _OF_CONFIG.get(command, command))(asked))
     from ctrl_rl import commands
 
     return int(getattr(commands, command)(words))

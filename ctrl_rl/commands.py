@@ -23,6 +23,7 @@ from ctrl_rl.evaluation.side_by_side import BEFORE
 from ctrl_rl.progress import bar, say
 from ctrl_rl.runs import Run
 from ctrl_rl.training import compared_for, train_and_evaluate, write_results
+from ctrl_rl.training import evaluate_method as run_method
 
 if TYPE_CHECKING:
     from ctrl_rl.benchmark.grid import Grid
@@ -67,11 +68,17 @@ def evaluate(words: list[str]) -> int:
     loaded.config = saved(loaded.run.config_file, overrides)
     build.set_threads(loaded.config)
     plan = build.build_evaluation_plan(loaded.config)
-    measured = min(loaded.env.process.conditions.size, plan.most_conditions)
-    with bar("evaluate", measured) as report:
+    with bar("evaluate", len(plan.conditions_of(loaded.env.process))) as report:
         evaluation = loaded.evaluate(plan, lambda done, total: report(done, {}))
-    compared = compared_for(loaded.env.process, loaded.policy, plan)
+    compared = compared_for(loaded.sampler, plan)
     write_results(loaded.run, loaded.config, loaded.cost, evaluation, compared)
+    return 0
+
+
+def evaluate_method(config: DictConfig) -> int:
+    """Measure what needs no training."""
+    Run.check_free(build.build_run_plan(config))
+    run_method(config)
     return 0
 
 

@@ -79,6 +79,10 @@ class Checkpoint:
         }
 
 
+# What training took where there was none.
+NO_TRAINING = {"steps": 0, "denoiser_calls": 0, "reward_calls": 0, "wall_s": 0.0}
+
+
 class Run:
     """Reads and writes one run folder.
 

@@ -13,17 +13,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl import build
 from ctrl_rl.checks import check_start, compile_networks
-from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, prior_log_z
+from ctrl_rl.evaluation.compare import compare
+from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, measure, prior_log_z
 from ctrl_rl.evaluation.film import NO_FILM, draw_film, strips_of
 from ctrl_rl.evaluation.pictures import draw_samples
 from ctrl_rl.evaluation.quality import in_words
-from ctrl_rl.evaluation.side_by_side import MOST_CONDITIONS, Comparison, compare
+from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
+from ctrl_rl.evaluation.side_by_side import MOST_CONDITIONS, Comparison
 from ctrl_rl.interrupts import Interrupted
 from ctrl_rl.learner import AUTO, Learner
-from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.progress import bar, say, show_summary
-from ctrl_rl.runs import Checkpoint, Run
+from ctrl_rl.runs import NO_TRAINING, Checkpoint, Run
 from ctrl_rl.trainer import Trainer
 from ctrl_rl.updates import fit_microbatch, rehearse
 
@@ -85,8 +85,8 @@ def train_and_evaluate(
     if settings.denoiser_calls is not None:
         learner.config = settings = settings.within_budget(rehearse(env, learner))
     # With prompts, every one of training would need prior samples of its own.
-    log_z, conditions = None, process.conditions
-    if process.prior.prompts is None and conditions.size <= plan.most_conditions:
+    log_z = None
+    if process.prior.prompts is None and process.conditions.size <= plan.most_conditions:
         log_z = prior_log_z(
             process, settings.log_z_samples, batch_size=plan.batch_size, seed=_LOG_Z_SEED
         )
@@ -110,28 +110,44 @@ def train_and_evaluate(
             report(trainer.update, {})
             trainer.train()
         cost = run.load().cost  # the last checkpoint's, as a later evaluation reads it
-        measured = min(conditions.size, plan.most_conditions)
-        with bar("evaluate", measured, quiet=quiet) as report:
-            evaluation = evaluate(
-                process,
-                learner.result,
-                plan,
-                heldout=heldout,
-                report=lambda done, total: report(done, {}),
+        with bar("evaluate", len(plan.conditions_of(process)), quiet=quiet) as report:
+            sampler = PolicySampler(process, learner.result)
+            evaluation = measure(
+                sampler, plan, heldout=heldout, report=lambda done, total: report(done, {})
             )
-        compared = compared_for(process, learner.result, plan)
+        compared = compared_for(sampler, plan)
         write_results(run, config, cost, evaluation, compared, quiet=quiet)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; go on with: ctrl-rl train resume={run.path}") from None
     return run
 
 
-def compared_for(
-    process: DenoisingProcess, policy: DenoisingPolicy, plan: EvaluationPlan
-) -> list[Comparison]:
+def evaluate_method(config: DictConfig, *, quiet: bool = False) -> Run:
+    """Measure what needs no training, into a run folder of its own.
+
+    Args:
+        config: a resolved `evaluate` config.
+        quiet: no progress and no table.
+    """
+    build.set_threads(config)
+    plan, process = build.build_evaluation_plan(config), build.build_process(config)
+    heldout, sampler = build.build_heldout(config, process), build.build_method(config, process)
+    run = Run.create(build.build_run_plan(config), OmegaConf.to_yaml(config))
+    if not quiet:
+        say(f"{run.path}: {config.choices.method} on {config.env.name}, without any training")
+    with bar("evaluate", len(plan.conditions_of(process)), quiet=quiet) as report:
+        evaluation = measure(
+            sampler, plan, heldout=heldout, report=lambda done, total: report(done, {})
+        )
+    compared = compared_for(sampler, plan)
+    write_results(run, config, NO_TRAINING, evaluation, compared, quiet=quiet)
+    return run
+
+
+def compared_for(sampler: Sampler, plan: EvaluationPlan) -> list[Comparison]:
     """What the picture and the film of an evaluation show, drawn apart from its figures."""
-    conditions = process.conditions[:MOST_CONDITIONS]
-    return compare(process, policy, conditions, seed=plan.seed + _PICTURE_SEED)
+    conditions = plan.conditions_of(sampler.process)[:MOST_CONDITIONS]
+    return compare(sampler, conditions, seed=plan.seed + _PICTURE_SEED)
 
 
 def write_results(
@@ -155,7 +171,9 @@ def write_results(
         compared: what the picture and the film show; see `compared_for`.
         quiet: no table.
     """
-    head = {"task": config.env.name, "agent": config.choices.agent, "seed": config.seed}
+    method = config.choices.get("method")
+    agent = method or config.choices.agent
+    head = {"task": config.env.name, "agent": agent, "seed": config.seed}
     paid = {"denoiser_calls_budget": config.trainer.get("denoiser_calls")}
     machine = {"device": config.device, "torch": torch.__version__, "cores": os.cpu_count()}
     summary = {**head, **cost, **paid, **evaluation.summary, "machine": machine}
@@ -179,7 +197,7 @@ def write_results(
         if not has_film and compared[0].before.samples.ndim == 4:
             say(NO_FILM)
         gap, before = summary["gap_nats"], summary["prior"]["gap_nats"]
-        if gap > before:
+        if gap > before and method is None:
             say(
                 f"worse than no training: the gap is {gap:.2f} nats, the prior's {before:.2f};\n"
                 "try lower rates in trainer.learning_rate, or more of trainer.warmup"

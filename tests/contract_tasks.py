@@ -86,9 +86,10 @@ GIVEN = {
     "agent": {"task"},
     "guidance": {"policy", "value"},
     "kernel": {"scheduler_config"},
+    "method": {"process"},
     "policy": {"prior", "kernel", "controls"},
 }
-GROUPS = ("agent", "control_law", "guidance", "kernel", "policy", "prior", "reward")
+GROUPS = ("agent", "control_law", "guidance", "kernel", "method", "policy", "prior", "reward")
 
 
 def words_of_task(task: str, made: Made | None = None) -> list[str]:

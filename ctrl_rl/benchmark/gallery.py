@@ -39,13 +39,14 @@ def draw_gallery(path: Path, task: str, agents: Agents) -> None:
         set_threads(run.config)  # as the cells: more threads than cores to spare wait on each other
         process = run.env.process
         count = _IMAGES if len(process.sample_shape) == 3 else _POINTS
+        conditions = build_evaluation_plan(run.config).conditions_of(process)[:_MOST]
         headings, exact, prior = _references(run, count)
         rows: dict[str, list[Tensor]] = {"exact, 0": exact} if exact else {}
         for done, (agent, result) in enumerate(best.items(), start=1):
             run = load_run(result.cell.folder)
             rows[f"{agent}, {result.summary['gap_nats']:.3g}"] = [
                 run.sample(condition, n=count, seed=seed)
-                for seed, condition in enumerate(process.conditions[:_MOST])
+                for seed, condition in enumerate(conditions)
             ]
             report(done, {})
     draw_table(

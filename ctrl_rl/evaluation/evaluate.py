@@ -17,22 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import TensorDict, cat
 from torch import Tensor
 
-from ctrl_rl import gaussian, keys
+from ctrl_rl import keys
 from ctrl_rl.conditions import Label
-from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, NonFiniteError
-from ctrl_rl.evaluation.bounds import Estimate
 from ctrl_rl.evaluation.estimators import rejection_mask
-from ctrl_rl.evaluation.gap import GapReport, average_gap_reports, gap_report
+from ctrl_rl.evaluation.gap import GapReport
 from ctrl_rl.evaluation.quality import Judge, Quality
-from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
+from ctrl_rl.evaluation.samplers import PolicySampler, Sampler, draw_prior
+from ctrl_rl.evaluation.summary import summarise
+from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rewards.classifier import LabelModel
-from ctrl_rl.rollouts import rollout
-from ctrl_rl.soft_returns import episode_kl, episode_log_ratio, episode_reward
 
 Condition = Mapping[str, int]
 
@@ -52,6 +49,10 @@ class EvaluationPlan:
     most_conditions: int = 256
     confidence: float = 0.95
     seed: int = 12345
+
+    def conditions_of(self, process: DenoisingProcess) -> list[dict[str, int]]:
+        """What is measured of a process where nobody says: everything, or a draw by the seed."""
+        return process.conditions.some(self.most_conditions, self.seed)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -82,24 +83,6 @@ class Evaluation:
     conditions: list[str]
 
 
-def draw_prior(
-    process: DenoisingProcess, n: int, *, batch_size: int, seed: int, prompt: int | None = None
-) -> tuple[TensorDict, Tensor]:
-    """Roll the prior out: [n, K] with latents, actions and prior means, and samples [n, *D]."""
-    policy = PriorPolicy(process.kernel)
-    control = None if prompt is None else {keys.PROMPT: prompt}
-    kept = (keys.X, keys.STEP, keys.ACTION, keys.PRIOR_LOC, keys.SCALE)
-    parts, samples = [], []
-    for index, size in enumerate(_chunks(n, batch_size)):
-        env = LatentEnv(
-            process, num_envs=size, seed=seed + index, device=process.kernel.scale.device
-        )
-        episodes = rollout(env, policy, control=control)
-        parts.append(episodes.select(*kept))
-        samples.append(episodes[keys.SAMPLE][:, -1])  # by itself: it is a view along the steps
-    return cat(parts, 0), torch.cat(samples)
-
-
 def prior_log_z(process: DenoisingProcess, n: int, *, batch_size: int, seed: int) -> Tensor:
     """Log-mean-exp of the reward over n prior samples, for every condition: [conditions] nats.
 
@@ -119,11 +102,32 @@ def evaluate(
     conditions: Sequence[Mapping[str, Label]] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Measure a policy on every condition.
+    """Measure a policy on every condition; everything else as `measure`.
 
     Args:
         process: the MDP.
         policy: what is measured.
+        plan: numbers of samples, confidence, seed.
+        heldout: classifiers by control that training never saw.
+        conditions: what is asked for.
+        report: called with (conditions done, conditions in all).
+    """
+    sampler = PolicySampler(process, policy)
+    return measure(sampler, plan, heldout=heldout, conditions=conditions, report=report)
+
+
+def measure(
+    sampler: Sampler,
+    plan: EvaluationPlan,
+    *,
+    heldout: Mapping[str, LabelModel] | None = None,
+    conditions: Sequence[Mapping[str, Label]] | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Measure whatever draws samples on every condition.
+
+    Args:
+        sampler: what is measured, in its process.
         plan: numbers of samples, confidence, seed.
         heldout: classifiers by control that training never saw.
         conditions: what is asked for, such as `[{"hat": "yes"}]`; a control that is left out is at
@@ -137,6 +141,7 @@ def evaluate(
     Raises:
         ConfigError: a condition with a control or a label that does not exist.
     """
+    process = sampler.process
     with torch.no_grad():
         whole = process.conditions.size if conditions is None else len(conditions)
         conditions = _places(process, conditions, plan)
@@ -167,20 +172,22 @@ def evaluate(
             if bound is not None:
                 mask = rejection_mask(reward, upper_bound=bound, generator=generator)
                 accepted = mask.nonzero()[: plan.exact_samples, 0]
-                log_ratio = _log_ratio_on(prior[accepted], policy, condition, plan.batch_size)
-                accepted_log_weights = reward[accepted] - log_ratio
+                log_ratio = sampler.log_ratio_on(prior[accepted], condition, plan.batch_size)
+                if log_ratio is not None:
+                    accepted_log_weights = reward[accepted] - log_ratio
                 found["exact"] = (prior_sample[accepted], reward[accepted])
-            episodes, policy_sample = _roll_policy(process, policy, condition, plan, index)
-            policy_reward = episode_reward(episodes)
-            if not torch.isfinite(policy_reward).all():
+            drawn = sampler.draw(
+                condition,
+                n=plan.policy_samples,
+                batch_size=plan.batch_size,
+                seed=plan.seed + 10_000 * (index + 1),  # apart from the prior's and each other
+            )
+            if not torch.isfinite(drawn.reward).all():
                 named = process.conditions.name(condition)
                 raise NonFiniteError(f"the policy's reward is not finite for {named}")
-            found["policy"] = (policy_sample, policy_reward)
+            found["policy"] = (drawn.sample, drawn.reward)
             gaps.append(
-                gap_report(
-                    policy_reward=policy_reward,
-                    policy_kl=episode_kl(episodes),
-                    policy_log_ratio=episode_log_ratio(episodes),
+                drawn.gap(
                     prior_reward=reward,
                     accepted_log_weights=accepted_log_weights,
                     reward_upper_bound=process.reward_upper_bound,
@@ -188,7 +195,7 @@ def evaluate(
                     simultaneous=len(conditions),
                 )
             )
-            kl.append(float(episode_kl(episodes).mean()))
+            kl.append(drawn.kl)
             for name, (sample, values) in found.items():
                 rows[name].append(judge(sample, condition))
                 rewards[name].append(float(values.mean()) if len(values) else math.nan)
@@ -197,7 +204,7 @@ def evaluate(
     names = [process.conditions.name(condition) for condition in conditions]
     if not rows["exact"]:
         samples.pop("exact")
-    summary = _summarise(names, gaps, rows, rewards, kl, judge)
+    summary = summarise(names, gaps, rows, rewards, kl, judge)
     if whole > len(names):
         summary["conditions"] = {"measured": len(names), "in_all": whole}
     return Evaluation(summary=summary, samples=samples, conditions=names)
@@ -210,7 +217,7 @@ def _places(
 ) -> list[dict[str, int]]:
     """Conditions with the place of every label, null labels included."""
     if conditions is None:
-        return process.conditions.some(plan.most_conditions, plan.seed)
+        return plan.conditions_of(process)
     checked = [process.check_control(condition, 1) for condition in conditions]
     return [{name: int(label) for name, label in each.items()} for each in checked]
 
@@ -221,100 +228,3 @@ def _reward(process: DenoisingProcess, sample: Tensor, condition: Condition) -> 
         named = process.conditions.name(condition)
         raise NonFiniteError(f"the reward of samples of the prior is not finite for {named}")
     return reward
-
-
-def _roll_policy(
-    process: DenoisingProcess,
-    policy: DenoisingPolicy,
-    condition: Condition,
-    plan: EvaluationPlan,
-    index: int,
-) -> tuple[TensorDict, Tensor]:
-    parts, samples = [], []
-    for chunk, size in enumerate(_chunks(plan.policy_samples, plan.batch_size)):
-        seed = plan.seed + 10_000 * (index + 1) + chunk  # apart from the prior's and each other
-        env = LatentEnv(process, num_envs=size, seed=seed, device=process.kernel.scale.device)
-        episodes = rollout(env, policy, control=condition)
-        parts.append(episodes.select(keys.NEXT_REWARD, keys.KL, keys.LOG_RATIO))
-        samples.append(episodes[keys.SAMPLE][:, -1])
-    return cat(parts, 0), torch.cat(samples)
-
-
-def _log_ratio_on(
-    prior: TensorDict, policy: DenoisingPolicy, condition: Condition, batch_size: int
-) -> Tensor:
-    """Sum over steps of log pi - log p_ref on given trajectories [n, K]: [n] nats."""
-    if not len(prior):  # nothing was accepted; of images there is no reshape to nothing
-        return prior[keys.X].new_zeros(0)
-    ratios = []
-    for part in prior.reshape(-1).split(batch_size, 0):
-        x, prior_loc = part[keys.X], part[keys.PRIOR_LOC]
-        label = {name: torch.full((len(x),), y, device=x.device) for name, y in condition.items()}
-        loc = policy.loc(x, part[keys.STEP], label, prior_loc)
-        ratios.append(gaussian.log_ratio(part[keys.ACTION], loc, prior_loc, part[keys.SCALE]))
-    return torch.cat(ratios).reshape(prior.batch_size).sum(1)
-
-
-def _chunks(n: int, size: int) -> list[int]:
-    whole, rest = divmod(n, size)
-    return [size] * whole + ([rest] if rest else [])
-
-
-def _summarise(
-    names: list[str],
-    gaps: list[GapReport],
-    rows: dict[str, list[Quality]],
-    rewards: dict[str, list[float]],
-    kl: list[float],
-    judge: Judge,
-) -> dict[str, Any]:
-    """Figures in all and per condition, in the layout of summary.json."""
-    overall = average_gap_reports(gaps, names)
-
-    def table(indices: list[int], gap: GapReport) -> dict[str, Any]:
-        def row(name: str) -> dict[str, Any]:
-            chosen = [rows[name][i] for i in indices]
-            return {"reward": _mean([rewards[name][i] for i in indices]), **judge.combine(chosen)}
-
-        log_z = gap.log_z.value
-        prior, policy = row("prior"), row("policy")
-        exact = row("exact") if rows["exact"] else None
-        if exact is not None and exact["reward"] is not None:
-            exact |= {"kl_nats": exact["reward"] - log_z, "log_z": log_z, "gap_nats": 0.0}
-        return {
-            **_gap_figures(gap),
-            "kl_nats": _mean([kl[i] for i in indices]),
-            **policy,
-            "prior": prior | {"kl_nats": 0.0, "log_z": log_z, "gap_nats": log_z - prior["reward"]},
-            "exact": exact,
-        }
-
-    return {
-        **table(list(range(len(names))), overall),
-        "contradictions": list(overall.contradictions),
-        "per_label": {name: table([i], gaps[i]) for i, name in enumerate(names)},
-    }
-
-
-def _gap_figures(gap: GapReport) -> dict[str, Any]:
-    def interval(estimate: Estimate | None) -> list[float] | None:
-        return None if estimate is None else [estimate.low, estimate.high]
-
-    return {
-        "soft_return": gap.soft_return.value,
-        "soft_return_ci": interval(gap.soft_return),
-        "log_z": gap.log_z.value,
-        "log_z_ci": interval(gap.log_z),
-        "log_z_prior": gap.log_z_prior.value,
-        "log_z_policy": gap.log_z_policy.value,
-        "gap_nats": gap.gap.value,
-        "gap_nats_ci": interval(gap.gap),
-        "gap_nats_certified": gap.gap_certified,
-        "eubo_gap_nats": None if gap.eubo_gap is None else gap.eubo_gap.value,
-        "eubo_gap_nats_ci": interval(gap.eubo_gap),
-        "ess": gap.effective_sample_size,
-    }
-
-
-def _mean(values: list[float]) -> float | None:
-    return None if any(math.isnan(v) for v in values) else sum(values) / len(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,7 +25,7 @@ from ctrl_rl.evaluation.estimators import (
     log_mean_exp,
 )
 
-__all__ = ["GapReport", "average_gap_reports", "gap_report"]
+__all__ = ["GapReport", "contradictions", "gap_report", "law_gap_report"]
 
 _FEWEST_ACCEPTED = 10
 # Sums of float32 log-densities agree to about this many nats; less is rounding, no contradiction.
@@ -133,13 +133,10 @@ def gap_report(
     certified = None
     if reward_upper_bound is not None:
         check_reward_bound(reward, "policy_reward", reward_upper_bound)
-        check_reward_bound(prior, "prior_reward", reward_upper_bound)
-        level = 1 - (1 - confidence) / simultaneous
-        scaled = (prior - reward_upper_bound).exp().clamp(max=1.0)
-        mean_bound = mean_upper_bound(scaled, confidence=(1 + level) / 2)
         # The lower end of a two-sided interval at `level` fails with half of the probability.
+        level = 1 - (1 - confidence) / simultaneous
         lowest_return = mean_estimate(returns, confidence=level, fitted=2).low
-        certified = reward_upper_bound + math.log(mean_bound) - lowest_return
+        certified = _highest_log_z(prior, reward_upper_bound, level) - lowest_return
 
     evidence_bound, evidence_gap = None, None
     if accepted_log_weights is not None:
@@ -148,10 +145,10 @@ def gap_report(
             evidence_bound = eubo(accepted, confidence=confidence)
             evidence_gap = difference(evidence_bound, value)
 
-    contradictions = _contradictions(log_z_prior, log_z_policy, gap, certified, evidence_gap)
+    found = contradictions(log_z_prior, log_z_policy, gap, certified, evidence_gap)
     control = mean_estimate(log_ratio - kl, confidence=_CONTROL_CONFIDENCE)
     if control.low > _ROUNDING or control.high < -_ROUNDING:
-        contradictions.append(
+        found.append(
             f"log-ratio minus closed-form KL has mean {control} over the policy's rollouts, but "
             "its expectation is zero: one of the two is wrong"
         )
@@ -166,9 +163,63 @@ def gap_report(
         eubo=evidence_bound,
         eubo_gap=evidence_gap,
         effective_sample_size=effective_sample_size(log_weights),
-        contradictions=tuple(contradictions),
+        contradictions=tuple(found),
         simultaneous=simultaneous,
     )
+
+
+def law_gap_report(
+    *,
+    soft_return: Callable[[float], Estimate],
+    prior_reward: Tensor,
+    reward_upper_bound: float | None,
+    confidence: float = 0.95,
+    simultaneous: int = 1,
+) -> GapReport:
+    """The gap of one condition of a law that says what its soft return is.
+
+    log Z comes from the prior samples, which the law has not drawn, so that the arms combine in
+    quadrature. Such a law has no densities on given paths, and with them no EUBO.
+
+    Args:
+        soft_return: J by confidence, nats.
+        prior_reward: rewards of independent prior samples in the order drawn, shape [M], M >= 2.
+        reward_upper_bound: a bound that no reward can exceed, or None.
+        confidence: level of all intervals and of the certified bound.
+        simultaneous: number of conditions over which the certified bounds are to hold jointly.
+
+    Raises:
+        ValueError: If an input is not finite, too small or out of range.
+        ConfigError: If a reward exceeds `reward_upper_bound` by more than 1e-5.
+    """
+    prior = finite_vector(prior_reward, "prior_reward", minimum=2)
+    value, log_z = soft_return(confidence), log_mean_exp(prior, confidence=confidence)
+    gap, certified = difference(log_z, value), None
+    if reward_upper_bound is not None:
+        level = 1 - (1 - confidence) / simultaneous
+        lowest_return = soft_return(level).low
+        certified = _highest_log_z(prior, reward_upper_bound, level) - lowest_return
+    return GapReport(
+        soft_return=value,
+        log_z=log_z,
+        log_z_prior=log_z,
+        log_z_policy=value,
+        log_z_from_prior=True,
+        gap=gap,
+        gap_certified=certified,
+        eubo=None,
+        eubo_gap=None,
+        effective_sample_size=1.0,
+        contradictions=tuple(contradictions(log_z, value, gap, certified, None)),
+        simultaneous=simultaneous,
+    )
+
+
+def _highest_log_z(prior_reward: Tensor, reward_upper_bound: float, level: float) -> float:
+    """An upper bound of log Z that half of the error probability of `level` is spent on."""
+    check_reward_bound(prior_reward, "prior_reward", reward_upper_bound)
+    scaled = (prior_reward - reward_upper_bound).exp().clamp(max=1.0)
+    return reward_upper_bound + math.log(mean_upper_bound(scaled, confidence=(1 + level) / 2))
 
 
 def _prefers(first: Estimate, second: Estimate) -> bool:
@@ -183,112 +234,7 @@ def _prefers(first: Estimate, second: Estimate) -> bool:
     return first.half_width < second.half_width
 
 
-def average_gap_reports(
-    reports: Sequence[GapReport], names: Sequence[str] | None = None
-) -> GapReport:
-    """Average reports over conditions whose policy rollouts are independent of each other.
-
-    Arms of what comes from policy rollouts combine in quadrature. Prior samples (and the accepted
-    ones among them) may be shared between conditions, so arms of what comes from them are averaged
-    as if perfectly correlated, which is conservative. Certified bounds are averaged.
-
-    Args:
-        reports: one per condition, all made with the same confidence.
-        names: of the conditions, for contradictions; None numbers them.
-
-    Returns:
-        The average. `gap_certified`, `eubo` and `eubo_gap` are None unless every report has them.
-        Contradictions of the conditions carry their names; the averages, whose intervals are
-        narrower, are checked as well.
-
-    Raises:
-        ValueError: If there is no report, or all carry certified bounds but some with a
-            `simultaneous` below their number.
-    """
-    if not reports:
-        raise ValueError("reports must hold at least one GapReport, got none")
-    count = len(reports)
-    simultaneous = min(report.simultaneous for report in reports)
-    bounds = [r.gap_certified for r in reports if r.gap_certified is not None]
-    certified = sum(bounds) / count if len(bounds) == count else None
-    if certified is not None and simultaneous < count:
-        raise ValueError(
-            f"certified bounds of {count} conditions hold jointly only with simultaneous >= "
-            f"{count} in gap_report, got {simultaneous}"
-        )
-
-    value = _average([report.soft_return for report in reports], independent=True)
-    log_z_prior = _average([report.log_z_prior for report in reports], independent=False)
-    log_z_policy = _average([report.log_z_policy for report in reports], independent=True)
-    gap = _average_gap(reports)
-    evidence_bounds = [report.eubo for report in reports if report.eubo is not None]
-    evidence_bound, evidence_gap = None, None
-    if len(evidence_bounds) == count:
-        evidence_bound = _average(evidence_bounds, independent=False)
-        evidence_gap = difference(evidence_bound, value)
-
-    labels = names or [f"condition {index}" for index in range(count)]
-    contradictions = [
-        f"{name}: {sentence}"
-        for name, report in zip(labels, reports, strict=True)
-        for sentence in report.contradictions
-    ]
-    if count > 1:
-        found = _contradictions(log_z_prior, log_z_policy, gap, certified, evidence_gap)
-        contradictions += [f"average: {sentence}" for sentence in found]
-    return GapReport(
-        soft_return=value,
-        log_z=_average([report.log_z for report in reports], independent=False),
-        log_z_prior=log_z_prior,
-        log_z_policy=log_z_policy,
-        log_z_from_prior=all(report.log_z_from_prior for report in reports),
-        gap=gap,
-        gap_certified=certified,
-        eubo=evidence_bound,
-        eubo_gap=evidence_gap,
-        effective_sample_size=sum(r.effective_sample_size for r in reports) / count,
-        contradictions=tuple(contradictions),
-        simultaneous=simultaneous,
-    )
-
-
-def _average(estimates: Sequence[Estimate], *, independent: bool) -> Estimate:
-    """Return the mean; arms in quadrature if `independent`, else as if perfectly correlated."""
-    return _scaled(_total(estimates, independent=independent), 1 / len(estimates))
-
-
-def _average_gap(reports: Sequence[GapReport]) -> Estimate:
-    """Average gaps: prior-based log Z errors add up, all other errors are independent."""
-    parts = [report.gap for report in reports if not report.log_z_from_prior]
-    from_prior = [report for report in reports if report.log_z_from_prior]
-    if from_prior:
-        log_z = _total([report.log_z for report in from_prior], independent=False)
-        value = _total([report.soft_return for report in from_prior], independent=True)
-        parts.append(difference(log_z, value))
-    return _scaled(_total(parts, independent=True), 1 / len(reports))
-
-
-def _total(estimates: Sequence[Estimate], *, independent: bool) -> Estimate:
-    def combined(arms: list[float]) -> float:
-        return math.hypot(*arms) if independent else math.fsum(arms)
-
-    value = math.fsum(estimate.value for estimate in estimates)
-    down = combined([estimate.value - estimate.low for estimate in estimates])
-    up = combined([estimate.high - estimate.value for estimate in estimates])
-    error = combined([estimate.standard_error for estimate in estimates])
-    return Estimate(value, value - down, value + up, error)
-
-
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    return Estimate(
-        estimate.value * factor,
-        estimate.low * factor,
-        estimate.high * factor,
-        estimate.standard_error * factor,
-    )
-
-
-def _contradictions(
+def contradictions(
     log_z_prior: Estimate,
     log_z_policy: Estimate,
     gap: Estimate,

@@ -5,7 +5,7 @@ sample is another's n-th sample, before or after. Nothing here is measured: the 
 evaluation come from draws of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from ctrl_rl import keys
 from ctrl_rl.conditions import Labels
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
+from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rollouts import rollout
 
 BEFORE = "before: the pretrained model"
@@ -70,38 +70,3 @@ def draw_strip(
         episodes = rollout(env, policy, control=control)
     latents = torch.cat([episodes[keys.X], episodes[keys.ACTION][:, -1:]], 1)
     return Strip(title=title, latents=latents, samples=episodes[keys.SAMPLE][:, -1])
-
-
-def compare(
-    process: DenoisingProcess,
-    policy: DenoisingPolicy,
-    conditions: Sequence[Mapping[str, int]],
-    *,
-    n: int = _SAMPLES,
-    seed: int,
-) -> list[Comparison]:
-    """Draw the pretrained model and the policy from the same noise under every condition.
-
-    Args:
-        process: the MDP.
-        policy: what is compared with the pretrained model.
-        conditions: labels by name; those that share a prompt stand together.
-        n: episodes per condition.
-        seed: of the noise, which all conditions share.
-
-    Returns:
-        One comparison per prompt; one in all where the prior has none.
-    """
-    found: list[tuple[Strip, list[Strip]]] = []
-    prompt = None
-    for index, condition in enumerate(conditions):
-        if index == 0 or condition.get(keys.PROMPT) != prompt:
-            prompt = condition.get(keys.PROMPT)
-            title = BEFORE
-            if prompt is not None:
-                title = f"before: {process.conditions.title({keys.PROMPT: prompt})}"
-            prior = PriorPolicy(process.kernel)  # which sees nothing of the condition but a prompt
-            found.append((draw_strip(process, prior, condition, title=title, n=n, seed=seed), []))
-        named = process.conditions.title(condition)
-        found[-1][1].append(draw_strip(process, policy, condition, title=named, n=n, seed=seed))
-    return [Comparison(before, tuple(after)) for before, after in found]

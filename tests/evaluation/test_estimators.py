@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.evaluation.average import average_gap_reports
 from ctrl_rl.evaluation.estimators import (
     effective_sample_size,
     eubo,
@@ -18,7 +19,7 @@ from ctrl_rl.evaluation.estimators import (
     rejection_mask,
     soft_return,
 )
-from ctrl_rl.evaluation.gap import average_gap_reports, gap_report
+from ctrl_rl.evaluation.gap import gap_report
 
 OFFSET = 0.7
 

@@ -10,10 +10,12 @@ from PIL import Image
 
 from ctrl_rl import api
 from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.evaluation.compare import compare
 from ctrl_rl.evaluation.film import MOST_BYTES, draw_film, strips_of
 from ctrl_rl.evaluation.pictures import draw_samples, draw_strips, draw_table
+from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.evaluation.sheets import Row, lines, sheet, tile_size
-from ctrl_rl.evaluation.side_by_side import BEFORE, Comparison, Strip, compare, draw_strip
+from ctrl_rl.evaluation.side_by_side import BEFORE, Comparison, Strip, draw_strip
 from ctrl_rl.policies import DriftPolicy, PriorPolicy, StrengthPolicy
 from ctrl_rl.rollouts import rollout
 
@@ -105,7 +107,7 @@ def test_strips_have_the_noise_of_a_run_and_of_each_other() -> None:
     with torch.no_grad():
         for weight in policy.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    (found,) = compare(process, policy, process.conditions, seed=5)
+    (found,) = compare(PolicySampler(process, policy), process.conditions, seed=5)
     assert found.before.title == BEFORE and len(found.after) == 4
     alike = draw_strip(
         process, StrengthPolicy(policy, 0.0), process.conditions[2], title="0", seed=5

@@ -137,7 +137,7 @@ def test_recomputed_activations_give_the_same_gradients(folder, monkeypatch):
         counted.append(given[0])
         return torch.utils.checkpoint.checkpoint(*given, **named)
 
-    monkeypatch.setattr("ctrl_rl.nets.checkpoint", counting)
+    monkeypatch.setattr("ctrl_rl.execution.checkpoint", counting)
     process = process_of(folder)
     policy = LowRankPolicy(prior=process.prior, kernel=process.kernel, controls=process.controls)
     parameters = [p for group in policy.parameter_groups().values() for p in group]
@@ -229,7 +229,8 @@ def test_conditions_are_evaluation_prompts_with_labels(folder):
 def test_long_prompts_are_cut_with_a_sentence(folder):
     with pytest.warns(UserWarning, match="tokens, and the text encoder reads the first 77"):
         long = process_of(folder, prompts=["word " * 500])
-    seen = process_of(folder, prompts=["word " * 50 + "behind the last token"])
+    with pytest.warns(UserWarning, match="has 220 tokens"):
+        seen = process_of(folder, prompts=["word " * 50 + "behind the last token"])
     samples = [
         rollout(LatentEnv(process, num_envs=1), PriorPolicy(process.kernel))[keys.SAMPLE]
         for process in (long, seen)

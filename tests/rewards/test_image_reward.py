@@ -15,6 +15,8 @@ from ctrl_rl.errors import ConfigError
 from ctrl_rl.rewards import ImageReward
 
 pytest.importorskip("transformers")
+# One of the prompts is longer than what the encoder reads, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:the prompt .* tokens, and the text encoder")
 PROMPTS = ("a cat", "the dog 7", "", "abc " * 40)
 # Their words by the made tokenizer: [CLS] 2, [SEP] 3, [UNK] 1, "a" 5, "##a" 31; 35 at most.
 TOKENS = (

@@ -26,6 +26,8 @@ from ctrl_rl.rewards import (
     WeightedSum,
 )
 
+# One of the prompts is longer than what the encoder reads, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:the prompt .* tokens, and the text encoder")
 PROMPTS = ("a photo of a cat", "ein Hund 🐕", "", "word " * 500)
 
 

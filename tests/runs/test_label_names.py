@@ -157,7 +157,8 @@ def test_a_fitted_classifier_says_its_names(tmp_path, capsys):
     )
     words = ["dataset=npz", f"dataset.path={tmp_path / 'data.npz'}", "classifier.epochs=2"]
     words += ["classifier.network.num_labels=2", f"out={tmp_path / 'fitted'}"]
-    assert main(["classifier", *words, "dataset.label_names=[dark,light]"]) == 0
+    with pytest.warns(UserWarning, match="all 160 calibration examples are classified right"):
+        assert main(["classifier", *words, "dataset.label_names=[dark,light]"]) == 0
     assert "labels (dark, light)" in capsys.readouterr().err
     fitted = json.loads((tmp_path / "fitted" / "classifier.json").read_text())
     assert fitted["label_names"] == ["dark", "light"]

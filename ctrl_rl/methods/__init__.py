@@ -1,0 +1,11 @@
+"""Methods that need no training: samplers of a process, made by a yaml of `configs/method`.
+
+A method is a function or class of the process, and of settings of its own, that gives a
+`ctrl_rl.evaluation.samplers.Sampler`: a policy without parameters, or a law.
+"""
+
+from ctrl_rl.methods.pretrained import prior
+from ctrl_rl.methods.reconstruction import ReconstructionGuidance, reconstruction_guidance
+from ctrl_rl.methods.rejection import Rejection
+
+__all__ = ["ReconstructionGuidance", "Rejection", "prior", "reconstruction_guidance"]

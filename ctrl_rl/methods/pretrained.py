@@ -1,0 +1,10 @@
+"""The pretrained model itself: what any control has to improve on."""
+
+from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.evaluation.samplers import PolicySampler
+from ctrl_rl.policies import PriorPolicy
+
+
+def prior(*, process: DenoisingProcess) -> PolicySampler:
+    """Draw as the pretrained model does, whatever is asked for; its gap is log Z - E[r]."""
+    return PolicySampler(process, PriorPolicy(process.kernel))

@@ -1,0 +1,125 @@
+r"""Rejection: whole episodes of the prior, each accepted with probability e^(r - b), b >= r.
+
+What is accepted has the density p_ref(path) e^r / Z, the soft-optimal law itself: its gap is 0, and
+its samples are the exact conditional's. It needs a reward with a known upper bound b, and about
+e^(b - log Z) episodes of the prior for each sample, which is what makes training worth while.
+
+Its soft return is log Z. What is reported for it is the log-mean-exp of the rewards of its own
+trials, so that the gap is the difference of two independent estimates of one number: 0 within its
+interval, or something is wrong.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import NoReturn
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from ctrl_rl import keys
+from ctrl_rl.conditions import Labels
+from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.evaluation.bounds import Estimate
+from ctrl_rl.evaluation.estimators import log_mean_exp, rejection_mask
+from ctrl_rl.evaluation.samplers import LawDraws, Sampler
+from ctrl_rl.evaluation.side_by_side import Strip
+from ctrl_rl.policies import PriorPolicy
+from ctrl_rl.rollouts import rollout
+from ctrl_rl.soft_returns import episode_reward
+
+_MOST_ROUNDS = 9_000  # seeds of two draws are 10,000 apart, and every round takes one
+
+
+class Rejection(Sampler):
+    """Exact draws.
+
+    Args:
+        process: the MDP; its reward has an upper bound.
+        trials: most episodes of the prior for one condition.
+
+    Raises:
+        ConfigError: no upper bound, or no trial.
+    """
+
+    def __init__(self, *, process: DenoisingProcess, trials: int = 1_000_000) -> None:
+        super().__init__(process)
+        if process.reward_upper_bound is None:
+            raise ConfigError(
+                f"method=rejection needs a reward with an upper bound, and that of "
+                f"{type(process.reward_model).__name__} is not known; use "
+                "method=reconstruction_guidance, or train an agent"
+            )
+        if trials < 1:
+            raise ConfigError(f"method.trials={trials} must be 1 or more")
+        self.trials = trials
+
+    def draw(self, condition: Mapping[str, int], *, n: int, batch_size: int, seed: int) -> LawDraws:
+        """Draw until n are accepted.
+
+        Raises:
+            ConfigError: too few of all trials were.
+        """
+        samples, rewards, of_trials, missing = [], [], [], n
+        for episodes, reward, mask in self._rounds(condition, batch_size, seed):
+            taken = mask.nonzero()[:missing, 0]
+            samples.append(episodes[keys.SAMPLE][taken, -1])
+            rewards.append(reward[taken])
+            of_trials.append(reward)
+            missing -= len(taken)
+            if missing == 0:
+                break
+        else:
+            self._refuse(n - missing, n, self.process.conditions.name(condition))
+        return LawDraws(
+            sample=torch.cat(samples),
+            reward=torch.cat(rewards),
+            soft_return=partial(_log_z, torch.cat(of_trials)),
+        )
+
+    def strip(self, control: Mapping[str, Labels], *, title: str, n: int, seed: int) -> Strip:
+        """Draw n episodes, the i-th of them of the i-th condition.
+
+        Raises:
+            ConfigError: one has none of all trials accepted.
+        """
+        latents: list[Tensor | None] = [None] * n
+        samples: list[Tensor | None] = [None] * n
+        for episodes, _, mask in self._rounds(control, n, seed):
+            path = torch.cat([episodes[keys.X], episodes[keys.ACTION][:, -1:]], 1)
+            for row in mask.nonzero()[:, 0].tolist():
+                if latents[row] is None:
+                    latents[row], samples[row] = path[row], episodes[keys.SAMPLE][row, -1]
+            found = [each for each in latents if each is not None]
+            if len(found) == n:
+                clean = [each for each in samples if each is not None]
+                return Strip(title=title, latents=torch.stack(found), samples=torch.stack(clean))
+        self._refuse(len(found), n, title)
+
+    def _rounds(
+        self, control: Mapping[str, Labels], size: int, seed: int
+    ) -> Iterator[tuple[TensorDict, Tensor, Tensor]]:
+        """Episodes of the prior, their rewards and which are accepted, batch by batch."""
+        process = self.process
+        device, bound = process.kernel.scale.device, process.reward_upper_bound
+        assert bound is not None  # checked before
+        generator = torch.Generator(device=device).manual_seed(seed)
+        policy = PriorPolicy(process.kernel)
+        for place in range(min(-(-self.trials // size), _MOST_ROUNDS)):
+            env = LatentEnv(process, num_envs=size, seed=seed + 1 + place, device=device)
+            with torch.no_grad():
+                episodes = rollout(env, policy, control=control)
+            reward = episode_reward(episodes)
+            yield episodes, reward, rejection_mask(reward, upper_bound=bound, generator=generator)
+
+    def _refuse(self, found: int, wanted: int, named: str) -> NoReturn:
+        raise ConfigError(
+            f"method=rejection accepted {found} of {wanted} samples in {self.trials:,} trials for "
+            f"{named}; ask for fewer, raise method.trials, or use another method"
+        )
+
+
+def _log_z(rewards: Tensor, confidence: float) -> Estimate:
+    return log_mean_exp(rewards, confidence=confidence)
