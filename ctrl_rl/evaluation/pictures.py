@@ -63,7 +63,8 @@ def draw_samples(
             accepted = [exact[place] if len(exact[place]) else "none accepted"] if exact else []
             items.append(Row(strip.title, [strip.samples, *accepted]))
             place += 1
-    sheet(items, columns, title=title, note=_SAME).save(path)
+    paired = all(strip.paired for each in compared for strip in each.after)
+    sheet(items, columns, title=title, note=_SAME if paired else "").save(path)
 
 
 def draw_strips(path: Path, strips: Sequence[Strip], *, title: str) -> None:
@@ -91,7 +92,8 @@ def draw_strips(path: Path, strips: Sequence[Strip], *, title: str) -> None:
         for start in range(0, shown, _COLUMNS)
         for i, strip in enumerate(strips)
     ]
-    note = "In every column the noise is the same."
+    paired = all(strip.paired for strip in strips)
+    note = "In every column the noise is the same." if paired else ""
     sheet(items, [min(n, _COLUMNS)], title=title, note=note).save(path)
 
 

@@ -31,11 +31,13 @@ class Strip:
         title: what it is, in plain words.
         latents: [n, K + 1, *S], from the noise x_0 to x_K.
         samples: [n, *D], the clean samples.
+        paired: whether other strips of one n and seed have the same noise in the same places.
     """
 
     title: str
     latents: Tensor
     samples: Tensor
+    paired: bool = True
 
 
 @dataclass(frozen=True)

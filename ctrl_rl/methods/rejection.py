@@ -95,7 +95,7 @@ class Rejection(Sampler):
             found = [each for each in latents if each is not None]
             if len(found) == n:
                 clean = [each for each in samples if each is not None]
-                return Strip(title=title, latents=torch.stack(found), samples=torch.stack(clean))
+                return Strip(title, torch.stack(found), torch.stack(clean), paired=False)
         self._refuse(len(found), n, title)
 
     def _rounds(
