@@ -21,7 +21,7 @@ from ctrl_rl.errors import CtrlError, RunError, one_line
 from ctrl_rl.interrupts import Interrupted
 from ctrl_rl.learner import AUTO
 from ctrl_rl.runs import Run
-from ctrl_rl.training import train_and_evaluate
+from ctrl_rl.training import evaluate_method, train_and_evaluate
 
 _RATES = "trainer.learning_rate."
 _MICROBATCH = "trainer.microbatch"
@@ -86,7 +86,8 @@ def run_cell(folder: Path, asked: DictConfig) -> str:
             run = train_and_evaluate(asked, run, run.load(), quiet=True)
         else:
             _clear(folder)
-            run = train_and_evaluate(asked, quiet=True)
+            untrained = asked.get("method") is not None
+            run = (evaluate_method if untrained else train_and_evaluate)(asked, quiet=True)
     except Interrupted as error:
         raise KeyboardInterrupt from error
     except Exception as error:  # also of a plug-in: the other cells are not to blame

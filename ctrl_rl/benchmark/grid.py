@@ -24,18 +24,18 @@ _PACKAGES = {
     "ray": "hydra-ray-launcher",
     "ray_aws": "hydra-ray-launcher",
 }
-_OF_THE_GRID = ("env", "agent", "seed", "trainer.denoiser_calls")  # and all of run
+_OF_THE_GRID = ("env", "agent", "method", "seed", "trainer.denoiser_calls")  # and all of run
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One agent on one task with one seed.
+    """One agent on one task with one seed, or a method that needs no training.
 
     Attributes:
         task: name of the task.
-        agent: name of the agent.
+        agent: name of the agent, or of the method.
         seed: of the run.
-        config: the resolved `train` config that makes the cell.
+        config: the resolved `train` or `evaluate` config that makes the cell.
     """
 
     task: str
@@ -59,7 +59,8 @@ class Grid:
     """All cells, and how to do them.
 
     Attributes:
-        cells: task by task, agent by agent, seed by seed.
+        cells: task by task, agent by agent, seed by seed; a method has the first seed alone, as
+            nothing of it depends on a seed.
         root: folder of the cells' runs.
         redo: whether cells of other settings are made anew.
         out: folder of the report.
@@ -91,7 +92,11 @@ def build_grid(config: "DictConfig", extra: Sequence[str] = ()) -> Grid:
     values: Any = OmegaConf.to_container(config)
     if values["agents"] is None:
         values["agents"] = list(files("agent", extra))
-    agents = _names(values["agents"], "agents", "agent", extra)
+    methods = _names(values["methods"], "methods", "method", extra, empty=True)
+    agents = _names(values["agents"], "agents", "agent", extra, empty=bool(methods))
+    twice = sorted({*agents} & {*methods})
+    if twice:
+        raise ConfigError(f"'{twice[0]}' is an agent and a method; give another name to one")
     tasks = _names(values["tasks"], "tasks", "env", extra)
     seeds = values["seeds"]
     check_value(seeds, list[int], "seeds")
@@ -111,10 +116,19 @@ def build_grid(config: "DictConfig", extra: Sequence[str] = ()) -> Grid:
             for agent in agents:
                 own = [f"env={task}", f"agent={agent}", f"seed={seed}"]
                 own += [f"trainer.denoiser_calls={budget}", f"run.name={agent}-s{seed}"]
-                asked = _compose([*shared, *tuned[agent], *own], extra, f"{agent} on {task}")
-                asked.run.root = str(Path(values["root"]) / task)
+                words = [*shared, *tuned[agent], *own]
+                asked = _compose("train", words, extra, f"{agent} on {task}")
                 found[task, agent, seed] = Cell(task, agent, seed, asked)
-    cells = [found[task, agent, seed] for task in tasks for agent in agents for seed in seeds]
+    for task in tasks:
+        for method in methods:
+            own = [f"env={task}", f"method={method}", f"seed={seeds[0]}"]
+            words = [*shared, *own, f"run.name={method}-s{seeds[0]}"]
+            asked = _compose("evaluate", words, extra, f"{method} on {task}")
+            found[task, method, seeds[0]] = Cell(task, method, seeds[0], asked)
+    for cell in found.values():
+        cell.config.run.root = str(Path(values["root"]) / cell.task)
+    places = [(t, name, s) for t in tasks for name in (*agents, *methods) for s in seeds]
+    cells = [found[place] for place in places if place in found]
     return Grid(
         cells=cells,
         root=Path(values["root"]),
@@ -125,18 +139,21 @@ def build_grid(config: "DictConfig", extra: Sequence[str] = ()) -> Grid:
     )
 
 
-def _compose(words: Sequence[str], extra: Sequence[str], where: str) -> "DictConfig":
+def _compose(main: str, words: Sequence[str], extra: Sequence[str], where: str) -> "DictConfig":
     try:
-        return compose("train", words, extra)
+        return compose(main, words, extra)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _names(given: Any, key: str, group: str, extra: Sequence[str]) -> list[str]:
-    """A list of choices of a config group."""
+def _names(
+    given: Any, key: str, group: str, extra: Sequence[str], *, empty: bool = False
+) -> list[str]:
+    """A list of choices of a config group, which may be empty or not."""
     check_value(given, list[str], key)
     accepted = list(files(group, extra))
-    _check_list(given, key)
+    if given or not empty:
+        _check_list(given, key)
     for name in given:
         if name not in accepted:
             raise ConfigError(
@@ -161,7 +178,7 @@ def _words(given: Any, key: str) -> list[str]:
         if name in _OF_THE_GRID or name.partition(".")[0] == "run":
             raise ConfigError(
                 f"{key} has {word}, which the grid decides; "
-                "use agents, tasks, seeds, denoiser_calls and root"
+                "use agents, methods, tasks, seeds, denoiser_calls and root"
             )
     return list(given)
 

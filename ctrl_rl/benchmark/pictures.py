@@ -18,7 +18,8 @@ Agents = Mapping[str, Sequence[Result]]
 def draw_curves(path: Path, task: str, agents: Agents) -> None:
     """Draw the live gap of every agent against denoiser calls and against seconds.
 
-    The line is the mean over seeds, the band reaches from the lowest seed to the highest, both of
+    What needs no training is a level line at the gap of its evaluation. Of the others
+    the line is the mean over seeds, the band reaches from the lowest seed to the highest, both of
     the running mean over the last 5 % of updates. metrics.jsonl holds no times, so that equal seeds
     give equal files: seconds are those of the whole training, spread evenly over its updates.
 
@@ -35,6 +36,12 @@ def draw_curves(path: Path, task: str, agents: Agents) -> None:
     for agent, results in agents.items():
         done = [result for result in results if result.summary]
         if not done:
+            continue
+        if not done[0].metrics():  # no training
+            gap, look = done[0].summary["gap_nats"], _style(agent, agents)
+            for axis in axes:
+                axis.axhline(gap, label=f"{agent} (no training)", **look)
+            lowest = min(lowest, gap)
             continue
         calls, gaps = _curves(done)
         seconds = interquartile_mean(figures_of(done, "wall_s"))
