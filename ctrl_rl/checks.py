@@ -68,8 +68,14 @@ def check_start(env: LatentEnv, learner: Learner, *, tolerance: float = 0.0) -> 
     """
     before = env.generator.get_state()
     for phase in deepcopy(learner.agent).phases.values():  # which may keep a state
-        episode = _first_episode(env, learner, phase.plan, tolerance)
-        _try(phase, episode, env, learner)
+        try:
+            episode = _first_episode(env, learner, phase.plan, tolerance)
+            _try(phase, episode, env, learner)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"a first rollout of {env.batch_size[0]} episodes and its loss do not fit into the "
+                "device's memory; use trainer.microbatch=auto, or a smaller number than it has"
+            ) from error
     env.generator.set_state(before)
     env.process.prior_calls = env.process.reward_calls = learner.policy.calls = 0
 
@@ -83,11 +89,8 @@ def _first_episode(
         check_invariants(episode, plan, tolerance=tolerance)
         if plan.reevaluates_policy:
             check_refresh(policy, episode)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"a first rollout of {env.batch_size[0]} episodes does not fit into the device's "
-            "memory; use trainer.microbatch=auto, or a smaller number than it has"
-        ) from error
+    except torch.OutOfMemoryError:
+        raise  # a kind of RuntimeError
     except RuntimeError as error:  # torch's kind for shapes that do not fit
         reason = one_line(error)
         if type(error).__module__.startswith(_COMPILERS):

@@ -89,6 +89,16 @@ def test_what_an_agent_lacks_is_named(agent: Agent, sentence: str) -> None:
         tried(agent, make("gaussian", 4, K))
 
 
+class FillsTheMemory(Own):
+    def loss(self, rollout: TensorDict) -> TensorDict:
+        raise torch.OutOfMemoryError("simulated")
+
+
+def test_a_first_loss_that_fills_the_memory_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="4 episodes and its loss do not fit .*microbatch=auto"):
+        tried(FillsTheMemory(), make("gaussian", 4, K))
+
+
 def test_plan_and_loss_are_enough() -> None:
     tried(Own(), make("gaussian", 4, K))
 
