@@ -15,7 +15,7 @@ from ctrl_rl.envs.control import ControlEnv, ControlVectorEnv
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, RunError
-from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, measure
+from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
 from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
 from ctrl_rl.evaluation.side_by_side import Strip
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
@@ -193,7 +193,7 @@ class LoadedRun:
         """
         plan = plan or build.build_evaluation_plan(self.config)
         heldout = build.build_heldout(self.config, self.env.process)
-        return measure(self.sampler, plan, heldout=heldout, conditions=conditions, report=report)
+        return evaluate(self.sampler, plan, heldout=heldout, conditions=conditions, report=report)
 
 
 def load_run(path: str | Path, checkpoint: int | None = None) -> LoadedRun:

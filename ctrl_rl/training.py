@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ctrl_rl import build
 from ctrl_rl.checks import check_start, compile_networks
 from ctrl_rl.evaluation.compare import compare
-from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, measure, prior_log_z
+from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, prior_log_z
 from ctrl_rl.evaluation.film import NO_FILM, draw_film, strips_of
 from ctrl_rl.evaluation.pictures import draw_samples
 from ctrl_rl.evaluation.quality import in_words
@@ -112,7 +112,7 @@ def train_and_evaluate(
         cost = run.load().cost  # the last checkpoint's, as a later evaluation reads it
         with bar("evaluate", len(plan.conditions_of(process)), quiet=quiet) as report:
             sampler = PolicySampler(process, learner.result)
-            evaluation = measure(
+            evaluation = evaluate(
                 sampler, plan, heldout=heldout, report=lambda done, total: report(done, {})
             )
         compared = compared_for(sampler, plan)
@@ -136,7 +136,7 @@ def evaluate_method(config: DictConfig, *, quiet: bool = False) -> Run:
     if not quiet:
         say(f"{run.path}: {config.choices.method} on {config.env.name}, without any training")
     with bar("evaluate", len(plan.conditions_of(process)), quiet=quiet) as report:
-        evaluation = measure(
+        evaluation = evaluate(
             sampler, plan, heldout=heldout, report=lambda done, total: report(done, {})
         )
     compared = compared_for(sampler, plan)

@@ -8,6 +8,7 @@ from oracles import fixed_scale_floor_1d
 
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
+from ctrl_rl.evaluation.samplers import PolicySampler
 
 
 def best_soft_return(task: str, process: DenoisingProcess, label: int) -> float:
@@ -29,7 +30,7 @@ def shortfalls(task: str, agent: str, *words: str) -> dict[str, float]:
     """Train with the task's settings and overrides: nats short of the best, by label."""
     policy, process = trained(task, agent, *words)
     plan = EvaluationPlan(prior_samples=2, policy_samples=20_000, exact_samples=0, batch_size=4096)
-    rows = evaluate(process, policy, plan).summary["per_label"].items()
+    rows = evaluate(PolicySampler(process, policy), plan).summary["per_label"].items()
     return {
         name: best_soft_return(task, process, label) - row["soft_return"]
         for label, (name, row) in enumerate(rows)

@@ -26,9 +26,8 @@ from ctrl_rl.errors import ConfigError, NonFiniteError
 from ctrl_rl.evaluation.estimators import rejection_mask
 from ctrl_rl.evaluation.gap import GapReport
 from ctrl_rl.evaluation.quality import Judge, Quality
-from ctrl_rl.evaluation.samplers import PolicySampler, Sampler, draw_prior
+from ctrl_rl.evaluation.samplers import Sampler, draw_prior
 from ctrl_rl.evaluation.summary import summarise
-from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rewards.classifier import LabelModel
 
 Condition = Mapping[str, int]
@@ -94,29 +93,6 @@ def prior_log_z(process: DenoisingProcess, n: int, *, batch_size: int, seed: int
 
 
 def evaluate(
-    process: DenoisingProcess,
-    policy: DenoisingPolicy,
-    plan: EvaluationPlan,
-    *,
-    heldout: Mapping[str, LabelModel] | None = None,
-    conditions: Sequence[Mapping[str, Label]] | None = None,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> Evaluation:
-    """Measure a policy on every condition; everything else as `measure`.
-
-    Args:
-        process: the MDP.
-        policy: what is measured.
-        plan: numbers of samples, confidence, seed.
-        heldout: classifiers by control that training never saw.
-        conditions: what is asked for.
-        report: called with (conditions done, conditions in all).
-    """
-    sampler = PolicySampler(process, policy)
-    return measure(sampler, plan, heldout=heldout, conditions=conditions, report=report)
-
-
-def measure(
     sampler: Sampler,
     plan: EvaluationPlan,
     *,

@@ -12,6 +12,7 @@ from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.evaluation.estimators import log_mean_exp
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
+from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.policies import PriorPolicy
 from ctrl_rl.rollouts import rollout
 from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
@@ -92,7 +93,7 @@ def gaussian_process():
 def test_gap_of_the_closed_form_optimum_is_the_start_law_term(gaussian_process):
     process = gaussian_process
     plan = EvaluationPlan(prior_samples=4096, policy_samples=20_000, exact_samples=0)
-    summary = evaluate(process, ShiftPolicy(process), plan).summary
+    summary = evaluate(PolicySampler(process, ShiftPolicy(process)), plan).summary
     assert summary["contradictions"] == []
     for label, row in enumerate(summary["per_label"].values()):
         oracle = gaussian_oracle(process, label)
@@ -107,7 +108,11 @@ def test_gap_of_a_known_policy(gaussian_process, factor):
     """Shifts scaled by f leave the gap (1 - f)^2 sum_k |shift_k|^2 / 2 scale_k^2 + start law."""
     process = gaussian_process
     plan = EvaluationPlan(prior_samples=20_000, policy_samples=20_000, exact_samples=0)
-    rows = evaluate(process, ShiftPolicy(process, factor), plan).summary["per_label"].values()
+    rows = (
+        evaluate(PolicySampler(process, ShiftPolicy(process, factor)), plan)
+        .summary["per_label"]
+        .values()
+    )
     scale = torch.as_tensor(scales(process))
     for label, row in enumerate(rows):
         oracle = gaussian_oracle(process, label)
@@ -138,7 +143,7 @@ def test_accepted_trajectories_have_the_conditional_law():
     """Rejection on mixture1d: the accepted samples' mean is the exact conditional's."""
     process = build.build_process(compose("train", ["env=mixture1d"]))
     plan = EvaluationPlan(prior_samples=20_000, policy_samples=3, exact_samples=20_000)
-    evaluation = evaluate(process, PriorPolicy(process.kernel), plan)
+    evaluation = evaluate(PolicySampler(process, PriorPolicy(process.kernel)), plan)
     prior = evaluation.samples["prior"][0][:, 0].double()
     for label in range(2):
         control = {"group": torch.full((len(prior),), label)}
@@ -152,7 +157,7 @@ def test_control_variate_leaves_the_soft_return_unbiased(gaussian_process):
     process = gaussian_process
     policy = ShiftPolicy(process, 0.5)
     plan = EvaluationPlan(prior_samples=2, policy_samples=50_000, exact_samples=0)
-    row = evaluate(process, policy, plan).summary["per_label"]["direction=0"]
+    row = evaluate(PolicySampler(process, policy), plan).summary["per_label"]["direction=0"]
     oracle = gaussian_oracle(process, 0)
     scale = torch.as_tensor(scales(process))
     shifts = torch.as_tensor(oracle.optimal_shifts)

@@ -26,6 +26,7 @@ from ctrl_rl.composition import compose
 from ctrl_rl.critics import GradientNetwork
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
+from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.learner import Learner, TrainerConfig
 from ctrl_rl.plans import RolloutPlan, TaskSpec
@@ -83,7 +84,7 @@ def test_a_shared_network_does_not_drift_in_the_steps_out_of_sight(
 ) -> None:
     policy, process = trained("gaussian", name, word, "trainer.updates=250")
     plan = EvaluationPlan(prior_samples=2, policy_samples=20_000, exact_samples=0, batch_size=4096)
-    rows = evaluate(process, policy, plan).summary["per_label"].values()
+    rows = evaluate(PolicySampler(process, policy), plan).summary["per_label"].values()
     for oracle, row in zip(oracles(process), rows, strict=True):
         assert row["soft_return"] == pytest.approx(truncated_optimum(oracle, kept), abs=0.02)
 

@@ -9,6 +9,7 @@ from ctrl_rl.api import make_process
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
+from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.policies import PriorPolicy
 
 PLAN = EvaluationPlan(prior_samples=32, policy_samples=16, exact_samples=8)
@@ -21,7 +22,9 @@ def process() -> DenoisingProcess:
 
 def test_a_control_that_is_left_out_is_asked_for_nothing(process: DenoisingProcess) -> None:
     asked = [{"hat": "yes"}, {"hat": 1, "glasses": "any"}, {}]
-    evaluation = evaluate(process, PriorPolicy(process.kernel), PLAN, conditions=asked)
+    evaluation = evaluate(
+        PolicySampler(process, PriorPolicy(process.kernel)), PLAN, conditions=asked
+    )
     assert evaluation.conditions == ["glasses=any, hat=yes"] * 2 + ["glasses=any, hat=any"]
     hat, same, nothing = (evaluation.samples["prior"][place] for place in range(3))
     assert (hat == same).all() and (hat == nothing).all()  # one set of prior samples serves all
@@ -31,20 +34,24 @@ def test_a_control_that_is_left_out_is_asked_for_nothing(process: DenoisingProce
 
 
 def test_the_prior_has_gap_0_where_nothing_is_asked(process: DenoisingProcess) -> None:
-    evaluation = evaluate(process, PriorPolicy(process.kernel), PLAN, conditions=[{}])
+    evaluation = evaluate(
+        PolicySampler(process, PriorPolicy(process.kernel)), PLAN, conditions=[{}]
+    )
     figures = evaluation.summary["per_label"]["glasses=any, hat=any"]
     assert figures["log_z"] == figures["gap_nats"] == figures["kl_nats"] == 0
 
 
 def test_a_wrong_label_gets_the_nearest_one(process: DenoisingProcess) -> None:
     with pytest.raises(ConfigError, match="yes"):
-        evaluate(process, PriorPolicy(process.kernel), PLAN, conditions=[{"hat": "yess"}])
+        evaluate(
+            PolicySampler(process, PriorPolicy(process.kernel)), PLAN, conditions=[{"hat": "yess"}]
+        )
 
 
 def test_every_condition_has_draws_of_its_own(process: DenoisingProcess) -> None:
     """Independent of each other and of the prior's, whose seed differs too."""
     plan = EvaluationPlan(prior_samples=64, policy_samples=64, exact_samples=0)
-    evaluation = evaluate(process, PriorPolicy(process.kernel), plan)
+    evaluation = evaluate(PolicySampler(process, PriorPolicy(process.kernel)), plan)
     drawn = [*evaluation.samples["policy"], evaluation.samples["prior"][0]]
     assert len(drawn) == 5
     mean = torch.stack([each.flatten(1) for each in drawn]).mean((0, 1))

@@ -12,7 +12,7 @@ from ctrl_rl import load_run
 from ctrl_rl.api import make_process
 from ctrl_rl.cli import main
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.evaluation.evaluate import EvaluationPlan, measure
+from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
 from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.methods import ReconstructionGuidance, Rejection, prior, reconstruction_guidance
 from ctrl_rl.rewards import FunctionReward
@@ -23,7 +23,7 @@ FEW = [f"evaluation.{name}_samples=64" for name in ("prior", "policy", "exact")]
 
 def test_rejection_has_gap_0_within_its_interval_under_every_condition() -> None:
     process = make_process("mixture2d", ["kernel.num_steps=6"])
-    found = measure(Rejection(process=process), PLAN).summary
+    found = evaluate(Rejection(process=process), PLAN).summary
     low, high = found["gap_nats_ci"]
     assert low < 0 < high and high - low < 0.1
     assert found["gap_nats_certified"] < 0.2 and found["contradictions"] == []
@@ -69,7 +69,7 @@ def test_a_strip_of_rejection_has_every_row_under_its_own_condition() -> None:
 def test_reconstruction_guidance_has_its_closed_form_on_the_gaussian_task(strength: float) -> None:
     process = make_process("gaussian", ["kernel.num_steps=6"])
     plan = EvaluationPlan(prior_samples=1024, policy_samples=8192, exact_samples=0)
-    found = measure(reconstruction_guidance(process=process, strength=strength), plan).summary
+    found = evaluate(reconstruction_guidance(process=process, strength=strength), plan).summary
     for oracle, row in zip(oracles(process), found["per_label"].values(), strict=True):
         variance = oracle.sigmas[:, None] ** 2
         shifts = strength * variance * oracle.value_weights[:-1]
@@ -81,13 +81,13 @@ def test_reconstruction_guidance_has_its_closed_form_on_the_gaussian_task(streng
 def test_reconstruction_guidance_beats_the_prior_where_rewards_are_not_linear() -> None:
     process = make_process("mixture2d", ["kernel.num_steps=10"])
     plan = EvaluationPlan(prior_samples=2048, policy_samples=1024, exact_samples=0)
-    found = measure(reconstruction_guidance(process=process), plan).summary
+    found = evaluate(reconstruction_guidance(process=process), plan).summary
     assert found["gap_nats_ci"][1] < found["prior"]["gap_nats"] - 0.5
 
 
 def test_the_prior_has_the_gap_of_the_priors_row() -> None:
     process = make_process("mixture2d", ["kernel.num_steps=6"])
-    found = measure(prior(process=process), PLAN).summary
+    found = evaluate(prior(process=process), PLAN).summary
     assert found["kl_nats"] == 0
     assert found["gap_nats"] == pytest.approx(found["prior"]["gap_nats"], abs=0.15)
 

@@ -131,7 +131,7 @@ def test_ctrl_c_in_the_evaluation_loses_nothing(tmp_path, monkeypatch, capsys, c
         time.sleep(1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "measure", interrupt)
+        patch.setattr(training, "evaluate", interrupt)
         assert main(["train", *SMALL, f"run.root={tmp_path}", "run.name=run"]) == 130
     run = tmp_path / "run"
     assert f"ctrl-rl train resume={run}" in capsys.readouterr().err
