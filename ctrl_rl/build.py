@@ -22,10 +22,10 @@ from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, o
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.evaluation.samplers import Sampler
 from ctrl_rl.generation import GenerationPlan
-from ctrl_rl.learner import TrainerConfig
+from ctrl_rl.learning.learner import TrainerConfig
+from ctrl_rl.learning.pretrain import PretrainPlan
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.policies import DenoisingPolicy
-from ctrl_rl.pretrain import PretrainPlan
 from ctrl_rl.rewards.classifier import LabelModel
 from ctrl_rl.runs import Run, RunPlan
 

@@ -13,13 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from ctrl_rl import build
 from ctrl_rl.api import LoadedRun, load_run
 from ctrl_rl.assets import resolve
-from ctrl_rl.checks import compile_networks
 from ctrl_rl.composition import saved
 from ctrl_rl.conditions import all_names, described
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.evaluation.film import NO_FILM, draw_film
 from ctrl_rl.evaluation.pictures import draw_strips
 from ctrl_rl.evaluation.side_by_side import BEFORE
+from ctrl_rl.learning.checks import compile_networks
 from ctrl_rl.progress import bar, say
 from ctrl_rl.runs import Run
 from ctrl_rl.training import compared_for, train_and_evaluate, write_results
@@ -167,7 +167,7 @@ def export(words: list[str]) -> int:
 
 def pretrain(config: DictConfig) -> int:
     """Train a prior."""
-    from ctrl_rl.pretrain import pretrain as run_pretrain
+    from ctrl_rl.learning.pretrain import pretrain as run_pretrain
 
     build.set_threads(config)
     device, plan = build.build_device(config), build.build_pretrain_plan(config)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ctrl_rl.assets import unreachable
 from ctrl_rl.conditions import Labels, all_names, checked_labels
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.nets import ControlEmbedding
+from ctrl_rl.networks.perceptrons import ControlEmbedding
 from ctrl_rl.pipeline_schedulers import FlowSDEScheduler, scheduler_of
 from ctrl_rl.priors.text_transformer import POOLED, ControlledTimeEmbedding, packed
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ctrl_rl import keys
 from ctrl_rl.conditions import joint_place
 from ctrl_rl.errors import ConfigError, check_sizes
-from ctrl_rl.image_nets import StepwiseEncoder
-from ctrl_rl.nets import ConditionedPerceptron
+from ctrl_rl.networks.convolutional import StepwiseEncoder
+from ctrl_rl.networks.perceptrons import ConditionedPerceptron
 from ctrl_rl.plans import TaskSpec
 from ctrl_rl.soft_returns import mean_soft_return
 

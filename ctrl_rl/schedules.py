@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrl_rl.nets import FixedPrecision
+from ctrl_rl.networks.execution import FixedPrecision
 
 FLOW = "flow_prediction"  # the prediction_type of a network that predicts e - clean
 # Keys that a prior adds to a flow scheduler's config, for what its pipeline's call tells it: levels

@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl import build
-from ctrl_rl.checks import check_start, compile_networks
 from ctrl_rl.evaluation.compare import compare
 from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, prior_log_z
 from ctrl_rl.evaluation.film import NO_FILM, draw_film, strips_of
@@ -21,11 +20,12 @@ from ctrl_rl.evaluation.quality import in_words
 from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
 from ctrl_rl.evaluation.side_by_side import MOST_CONDITIONS, Comparison
 from ctrl_rl.interrupts import Interrupted
-from ctrl_rl.learner import AUTO, Learner
+from ctrl_rl.learning.checks import check_start, compile_networks
+from ctrl_rl.learning.learner import AUTO, Learner
+from ctrl_rl.learning.trainer import Trainer
+from ctrl_rl.learning.update import fit_microbatch, rehearse
 from ctrl_rl.progress import bar, say, show_summary
 from ctrl_rl.runs import NO_TRAINING, Checkpoint, Run
-from ctrl_rl.trainer import Trainer
-from ctrl_rl.updates import fit_microbatch, rehearse
 
 # Nats per dimension. A compiled forward pass rounds otherwise with a backward pass than without
 # one: clean estimates of Stable Diffusion's architecture were up to 4e-6 apart.

@@ -25,14 +25,14 @@ from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.kernels import ddim_kernel
-from ctrl_rl.learner import Learner
+from ctrl_rl.learning.learner import Learner
+from ctrl_rl.learning.update import rehearse
 from ctrl_rl.policies import LowRankPolicy
 from ctrl_rl.priors import NetworkDenoiser, Prior, Prompts, diffusers_prior
 from ctrl_rl.priors.guided import LatentDecoder
 from ctrl_rl.priors.text_unet import TextUNet
 from ctrl_rl.rewards import FunctionReward
 from ctrl_rl.rollouts import RolledChain, rollout
-from ctrl_rl.updates import rehearse
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

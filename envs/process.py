@@ -21,8 +21,8 @@ from ctrl_rl import keys
 from ctrl_rl.conditions import Conditions, Labels, checked_labels
 from ctrl_rl.envs.control_laws import BalancedLaw, ControlLaw
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.execution import in_parts
 from ctrl_rl.kernels import TransitionKernel
+from ctrl_rl.networks.execution import in_parts
 from ctrl_rl.priors import Prior
 from ctrl_rl.rewards import Reward
 

@@ -10,12 +10,12 @@ from ctrl_rl.agents.agent import Chain, Phase
 from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.learner import Learner
+from ctrl_rl.learning.learner import Learner
+from ctrl_rl.learning.replay import Replay
+from ctrl_rl.learning.update import update
 from ctrl_rl.plans import in_force
 from ctrl_rl.policies import DenoisingPolicy
-from ctrl_rl.replay import Replay
 from ctrl_rl.rollouts import RolledChain, rollout
-from ctrl_rl.updates import update
 
 # For agents that ask nothing of the chain in `prepare`.
 NO_CHAIN = cast(Chain, None)

@@ -9,9 +9,9 @@ from ctrl_rl.build import build_policy, build_process
 from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import InvariantError
+from ctrl_rl.learning.replay import Replay, check_refresh, refresh
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
-from ctrl_rl.replay import Replay, check_refresh, refresh
 from ctrl_rl.rollouts import rollout
 
 K = 5

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from ctrl_rl.composition import saved
 from ctrl_rl.errors import CtrlError, RunError, one_line
 from ctrl_rl.interrupts import Interrupted
-from ctrl_rl.learner import AUTO
+from ctrl_rl.learning.learner import AUTO
 from ctrl_rl.runs import Run
 from ctrl_rl.training import evaluate_method, train_and_evaluate
 

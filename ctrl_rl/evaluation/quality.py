@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrl_rl.conditions import joint_place
-from ctrl_rl.execution import in_parts
+from ctrl_rl.networks.execution import in_parts
 from ctrl_rl.rewards.classifier import LabelModel
 
 _MOST_CLASSES = 65_536  # of which an F1 is averaged

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.gaussian import expand_to
-from ctrl_rl.nets import FixedPrecision
+from ctrl_rl.networks.execution import FixedPrecision
 
 
 class TransitionKernel(FixedPrecision):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ctrl_rl.errors import ConfigError, check_sizes
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.nets import ConditionedPerceptron
+from ctrl_rl.networks.perceptrons import ConditionedPerceptron
 from ctrl_rl.policies.policy import DenoisingPolicy
 from ctrl_rl.priors import Prior
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ctrl_rl import keys
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.nets import ControlEmbedding
+from ctrl_rl.networks.perceptrons import ControlEmbedding
 from ctrl_rl.policies.policy import DenoisingPolicy
 from ctrl_rl.priors import Denoiser, Prior
 

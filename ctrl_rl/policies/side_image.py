@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError, check_sizes
-from ctrl_rl.execution import in_parts
 from ctrl_rl.gaussian import expand_to
-from ctrl_rl.image_nets import ModulatedImageNetwork
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.nets import FixedPrecision
+from ctrl_rl.networks.convolutional import ModulatedImageNetwork
+from ctrl_rl.networks.execution import FixedPrecision, in_parts
 from ctrl_rl.policies.policy import DenoisingPolicy
 from ctrl_rl.priors import Prior
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ctrl_rl.errors import check_sizes
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.nets import ModulatedPerceptron
+from ctrl_rl.networks.perceptrons import ModulatedPerceptron
 from ctrl_rl.policies.policy import DenoisingPolicy
 from ctrl_rl.priors import Prior
 

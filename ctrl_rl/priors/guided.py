@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.nets import FixedPrecision
+from ctrl_rl.networks.execution import FixedPrecision
 from ctrl_rl.priors.prior import NetworkDenoiser, Prior, Prompts
 
 

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError, did_you_mean
-from ctrl_rl.execution import Execution, in_parts
 from ctrl_rl.gaussian import expand_to
-from ctrl_rl.nets import FixedPrecision
+from ctrl_rl.networks.execution import Execution, FixedPrecision, in_parts
 from ctrl_rl.schedules import FLOW, noise_levels
 
 

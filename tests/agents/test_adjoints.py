@@ -19,8 +19,8 @@ from ctrl_rl.agents.parts.adjoints import lean_adjoint, log_ratio_gradient, rewa
 from ctrl_rl.critics import GradientNetwork
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.gaussian import expand_to
+from ctrl_rl.learning.replay import Replay
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
-from ctrl_rl.replay import Replay
 from ctrl_rl.rollouts import RolledChain, rollout
 
 K = 6

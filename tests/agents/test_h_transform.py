@@ -16,7 +16,7 @@ from ctrl_rl.conditions import joint_place
 from ctrl_rl.critics import ConditionValues
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.image_nets import StepwiseEncoder
+from ctrl_rl.networks.convolutional import StepwiseEncoder
 from ctrl_rl.plans import TaskSpec, in_force
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rollouts import RolledChain, rollout

@@ -20,10 +20,10 @@ from ctrl_rl.composition import compose
 from ctrl_rl.critics import ValueNetwork, state_values
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.learner import Learner
+from ctrl_rl.learning.learner import Learner
+from ctrl_rl.learning.replay import refresh
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
-from ctrl_rl.replay import refresh
 from ctrl_rl.rollouts import rollout
 from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
 

@@ -16,8 +16,8 @@ from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.learning.replay import Replay
 from ctrl_rl.policies import DenoisingPolicy
-from ctrl_rl.replay import Replay
 from ctrl_rl.rollouts import rollout
 
 # The last word: GAE is unbiased for any critic only without bootstrapping.

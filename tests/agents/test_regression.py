@@ -19,9 +19,9 @@ from ctrl_rl.agents.parts.noising import noisy_copies
 from ctrl_rl.agents.rwr import RewardWeightedRegression
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.learner import Learner, TrainerConfig
+from ctrl_rl.learning.learner import Learner, TrainerConfig
+from ctrl_rl.learning.replay import Replay, refresh
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
-from ctrl_rl.replay import Replay, refresh
 from ctrl_rl.rollouts import RolledChain, rollout
 
 K, BATCHES, EPISODES = 4, 24, 4096

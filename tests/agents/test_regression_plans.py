@@ -10,15 +10,15 @@ from ctrl_rl.agents.agent import Agent
 from ctrl_rl.agents.nft import Nft
 from ctrl_rl.agents.rwr import RewardWeightedRegression
 from ctrl_rl.build import build_policy
-from ctrl_rl.checks import check_start
 from ctrl_rl.composition import compose
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.learner import Learner, TrainerConfig
+from ctrl_rl.learning.checks import check_start
+from ctrl_rl.learning.learner import Learner, TrainerConfig
+from ctrl_rl.learning.replay import refresh
+from ctrl_rl.learning.update import rehearse
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import PriorPolicy
-from ctrl_rl.replay import refresh
 from ctrl_rl.rollouts import rollout
-from ctrl_rl.updates import rehearse
 
 K = 4
 

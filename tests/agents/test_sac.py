@@ -18,9 +18,9 @@ from ctrl_rl.agents.sac import Sac, StepLaw
 from ctrl_rl.cli import main
 from ctrl_rl.critics import ValueNetwork
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.learning.replay import refresh
 from ctrl_rl.plans import TaskSpec
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
-from ctrl_rl.replay import refresh
 from ctrl_rl.rollouts import rollout
 
 K = 6

@@ -21,14 +21,14 @@ from ctrl_rl.agents.nabla_db import NablaDB
 from ctrl_rl.agents.parts.branches import anchor, branch_late
 from ctrl_rl.agents.refl import ReFL
 from ctrl_rl.build import build_policy
-from ctrl_rl.checks import check_start
 from ctrl_rl.composition import compose
 from ctrl_rl.critics import GradientNetwork
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
 from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.learner import Learner, TrainerConfig
+from ctrl_rl.learning.checks import check_start
+from ctrl_rl.learning.learner import Learner, TrainerConfig
 from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.policies import PriorPolicy
 from ctrl_rl.rollouts import RolledChain, rollout

@@ -12,11 +12,11 @@ from ctrl_rl.build import build_agent, build_env, build_policy, build_process, b
 from ctrl_rl.cli import main
 from ctrl_rl.composition import compose
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.learner import Learner, TrainerConfig
+from ctrl_rl.learning.learner import Learner, TrainerConfig
+from ctrl_rl.learning.trainer import Trainer
+from ctrl_rl.learning.update import rehearse
 from ctrl_rl.plans import in_force
 from ctrl_rl.runs import Run, RunPlan
-from ctrl_rl.trainer import Trainer
-from ctrl_rl.updates import rehearse
 
 BUDGET = 1100
 

@@ -18,7 +18,7 @@ from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.learner import Learner
+from ctrl_rl.learning.learner import Learner
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 from ctrl_rl.rewards import FunctionReward
 from ctrl_rl.rollouts import rollout

@@ -13,7 +13,11 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import ddpm_kernel
-from ctrl_rl.nets import ConditionedPerceptron, ControlEmbedding, ModulatedPerceptron
+from ctrl_rl.networks.perceptrons import (
+    ConditionedPerceptron,
+    ControlEmbedding,
+    ModulatedPerceptron,
+)
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import (
     DenoisingPolicy,

@@ -8,7 +8,7 @@ from ctrl_rl.api import make_process
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.image_nets import ModulatedImageNetwork
+from ctrl_rl.networks.convolutional import ModulatedImageNetwork
 from ctrl_rl.policies import PriorPolicy, SideImagePolicy
 from ctrl_rl.rollouts import rollout
 

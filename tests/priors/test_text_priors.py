@@ -137,7 +137,7 @@ def test_recomputed_activations_give_the_same_gradients(folder, monkeypatch):
         counted.append(given[0])
         return torch.utils.checkpoint.checkpoint(*given, **named)
 
-    monkeypatch.setattr("ctrl_rl.execution.checkpoint", counting)
+    monkeypatch.setattr("ctrl_rl.networks.execution.checkpoint", counting)
     process = process_of(folder)
     policy = LowRankPolicy(prior=process.prior, kernel=process.kernel, controls=process.controls)
     parameters = [p for group in policy.parameter_groups().values() for p in group]

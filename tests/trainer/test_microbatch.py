@@ -12,11 +12,11 @@ from ctrl_rl import build, keys, load_run
 from ctrl_rl.cli import main
 from ctrl_rl.composition import compose
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.execution import in_parts
-from ctrl_rl.learner import Learner
-from ctrl_rl.replay import Replay
+from ctrl_rl.learning.learner import Learner
+from ctrl_rl.learning.replay import Replay
+from ctrl_rl.learning.update import fit_microbatch
+from ctrl_rl.networks.execution import in_parts
 from ctrl_rl.rollouts import rollout
-from ctrl_rl.updates import fit_microbatch
 
 pytest.importorskip("transformers")
 B, K = 6, 2

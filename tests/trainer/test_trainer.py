@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ctrl_rl import load_run, training
 from ctrl_rl.cli import main
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.learner import TrainerConfig
+from ctrl_rl.learning.learner import TrainerConfig
 from ctrl_rl.runs import Run
 
 HARD = ["trainer.ema_decay=0.9", "agent.truncation=uniform"]

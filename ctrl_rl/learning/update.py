@@ -10,8 +10,8 @@ from tensordict import TensorDict
 from ctrl_rl.agents.agent import Phase
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.learner import Learner
-from ctrl_rl.replay import Replay
+from ctrl_rl.learning.learner import Learner
+from ctrl_rl.learning.replay import Replay
 from ctrl_rl.rollouts import RolledChain, rollout
 
 

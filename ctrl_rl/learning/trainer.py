@@ -9,17 +9,17 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ctrl_rl import keys
-from ctrl_rl.checks import check_reward
 from ctrl_rl.conditions import joint_place
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import NonFiniteError, RunError
 from ctrl_rl.interrupts import Interrupted, stop_on_interrupt
-from ctrl_rl.learner import Learner, without_prefix
+from ctrl_rl.learning.checks import check_reward
+from ctrl_rl.learning.learner import Learner, without_prefix
+from ctrl_rl.learning.replay import Replay
+from ctrl_rl.learning.update import update
 from ctrl_rl.plans import in_force
-from ctrl_rl.replay import Replay
 from ctrl_rl.runs import Checkpoint, Run
 from ctrl_rl.soft_returns import episode_kl, episode_reward
-from ctrl_rl.updates import update
 
 
 class Trainer:

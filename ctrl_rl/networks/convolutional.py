@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ctrl_rl.nets import ModulatedPerceptron, Modulation
+from ctrl_rl.networks.perceptrons import ModulatedPerceptron, Modulation
 
 
 class ModulatedImageNetwork(nn.Module):

@@ -1,12 +1,26 @@
-"""How large networks are run: what bounds their memory, for the price of time."""
+"""How networks are run: their precision, and what bounds their memory for the price of time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+class FixedPrecision(nn.Module):
+    """A module whose own tensors follow moves between devices but never change their dtype.
+
+    `policy.bfloat16()` must not round the tables of a schedule; networks inside follow the cast.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse=False)
+        return self
 
 
 @dataclass

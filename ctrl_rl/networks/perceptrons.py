@@ -1,27 +1,12 @@
-"""Small perceptrons that a policy adds to a prior, and tables that keep their precision."""
+"""Small perceptrons that a policy adds to a prior."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Self
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ctrl_rl.gaussian import expand_to
-
-
-class FixedPrecision(nn.Module):
-    """A module whose own tensors follow moves between devices but never change their dtype.
-
-    `policy.bfloat16()` must not round the tables of a schedule; networks inside follow the cast.
-    """
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        if recurse:
-            for child in self.children():
-                child._apply(fn)
-        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse=False)
-        return self
 
 
 class ControlEmbedding(nn.Module):

@@ -12,10 +12,10 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError, InvariantError, NonFiniteError, did_you_mean, one_line
 from ctrl_rl.evaluation.estimators import check_reward_bound
-from ctrl_rl.learner import Learner
+from ctrl_rl.learning.learner import Learner
+from ctrl_rl.learning.replay import Replay, check_refresh
 from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy
-from ctrl_rl.replay import Replay, check_refresh
 from ctrl_rl.rollouts import RolledChain, check_invariants, rollout
 from ctrl_rl.soft_returns import episode_reward
 
