@@ -18,9 +18,10 @@ from ctrl_rl.errors import ConfigError, RunError
 from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
 from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
 from ctrl_rl.evaluation.side_by_side import Strip
+from ctrl_rl.learning.checkpoint import NO_TRAINING, Checkpoint
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 from ctrl_rl.priors import Prior
-from ctrl_rl.runs import NO_TRAINING, Checkpoint, Run
+from ctrl_rl.runs import Run
 
 
 def make_process(task: str, overrides: Sequence[str] = ()) -> DenoisingProcess:

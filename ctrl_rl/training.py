@@ -5,13 +5,14 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl import build
+from ctrl_rl.errors import NonFiniteError, RunError
 from ctrl_rl.evaluation.compare import compare
 from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, prior_log_z
 from ctrl_rl.evaluation.film import NO_FILM, draw_film, strips_of
@@ -19,13 +20,14 @@ from ctrl_rl.evaluation.pictures import draw_samples
 from ctrl_rl.evaluation.quality import in_words
 from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
 from ctrl_rl.evaluation.side_by_side import MOST_CONDITIONS, Comparison
-from ctrl_rl.interrupts import Interrupted
+from ctrl_rl.interrupts import Interrupted, stop_on_interrupt
+from ctrl_rl.learning.checkpoint import NO_TRAINING, Checkpoint
 from ctrl_rl.learning.checks import check_start, compile_networks
 from ctrl_rl.learning.learner import AUTO, Learner
 from ctrl_rl.learning.trainer import Trainer
 from ctrl_rl.learning.update import fit_microbatch, rehearse
 from ctrl_rl.progress import bar, say, show_summary
-from ctrl_rl.runs import NO_TRAINING, Checkpoint, Run
+from ctrl_rl.runs import Run
 
 # Nats per dimension. A compiled forward pass rounds otherwise with a backward pass than without
 # one: clean estimates of Stable Diffusion's architecture were up to 4e-6 apart.
@@ -97,18 +99,11 @@ def train_and_evaluate(
         if not quiet:
             say(f"{run.path}: training {config.choices.agent} on {config.env.name}")
         with bar("train", settings.updates, quiet=quiet) as report:
-            trainer = Trainer(
-                env=env,
-                learner=learner,
-                run=run,
-                log_z=log_z,
-                logger=make_logger(run),
-                report=lambda figures: report(int(figures["update"]), _shown(figures)),
-            )
+            trainer = Trainer(env, learner, log_z)
             if checkpoint is not None:
-                trainer.restore(checkpoint)
+                _restore(trainer, checkpoint, run)
             report(trainer.update, {})
-            trainer.train()
+            _train(trainer, run, make_logger(run), report)
         cost = run.load().cost  # the last checkpoint's, as a later evaluation reads it
         with bar("evaluate", len(plan.conditions_of(process)), quiet=quiet) as report:
             sampler = PolicySampler(process, learner.result)
@@ -120,6 +115,44 @@ def train_and_evaluate(
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; go on with: ctrl-rl train resume={run.path}") from None
     return run
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint, run: Run) -> None:
+    try:
+        trainer.restore(checkpoint)
+    except RunError as error:
+        raise RunError(f"{run.path} cannot be resumed: {error}") from error
+    run.forget_after(checkpoint.update)
+
+
+def _train(
+    trainer: Trainer, run: Run, logger: Any, report: Callable[[int, dict[str, float]], None]
+) -> None:
+    """Make the updates that are left, each with a line of metrics, some with a checkpoint."""
+    config = trainer.config
+    if trainer.update == 0:
+        run.save(trainer.checkpoint(), keep=config.keep_checkpoints)
+    with stop_on_interrupt() as stop:
+        try:
+            for figures in trainer:
+                run.log(figures)
+                if logger is not None:
+                    for name, value in figures.items():
+                        logger.log_scalar(name, value, step=trainer.update)
+                report(trainer.update, _shown(figures))
+                stopped, last = stop.is_set(), trainer.update == config.updates
+                if stopped or last or trainer.update % config.checkpoint_every == 0:
+                    run.save(trainer.checkpoint(), keep=config.keep_checkpoints)
+                if stopped:
+                    raise Interrupted(
+                        f"stopped after update {trainer.update} of {config.updates} and saved; "
+                        f"go on with: ctrl-rl train resume={run.path}"
+                    )
+        except NonFiniteError as error:
+            good = run.path / "checkpoints" / f"{run.checkpoints()[-1]:06d}"
+            raise NonFiniteError(
+                f"update {trainer.update + 1}: {error}; the last good checkpoint is {good}"
+            ) from error
 
 
 def evaluate_method(config: DictConfig, *, quiet: bool = False) -> Run:

@@ -16,13 +16,12 @@ from ctrl_rl.learning.learner import Learner, TrainerConfig
 from ctrl_rl.learning.trainer import Trainer
 from ctrl_rl.learning.update import rehearse
 from ctrl_rl.plans import in_force
-from ctrl_rl.runs import Run, RunPlan
 
 BUDGET = 1100
 
 
 @pytest.mark.parametrize("agent", choices("agent"))
-def test_every_agent_keeps_the_budget_within_one_update(agent, tmp_path):
+def test_every_agent_keeps_the_budget_within_one_update(agent):
     words = ["trainer.batch_size=8", f"trainer.denoiser_calls={BUDGET}"]
     config = compose("train", ["env=gaussian", f"agent={agent}", *words])
     process = build_process(config)
@@ -40,9 +39,8 @@ def test_every_agent_keeps_the_budget_within_one_update(agent, tmp_path):
     assert all(parameter.grad is None for parameter in policy.parameters())
 
     learner.config = learner.config.within_budget(counted)
-    run = Run.create(RunPlan(root=str(tmp_path), name="run"), "")
-    Trainer(env=env, learner=learner, run=run, log_z=torch.zeros(3)).train()
-    calls = [line["denoiser_calls"] for line in run.metrics()]
+    trainer = Trainer(env, learner, log_z=torch.zeros(3))
+    calls = [figures["denoiser_calls"] for figures in trainer]
     assert BUDGET - max(counted.values()) < calls[-1] <= BUDGET
     prices = [in_force(counted, update / len(calls)) for update in range(len(calls))]
     assert calls == list(itertools.accumulate(prices))

@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 from ctrl_rl import load_run
 from ctrl_rl.cli import main
 from ctrl_rl.errors import ConfigError, RunError
+from ctrl_rl.learning.checkpoint import Checkpoint
 from ctrl_rl.policies import PriorPolicy
 from ctrl_rl.rollouts import rollout
-from ctrl_rl.runs import Checkpoint, Run, RunPlan
+from ctrl_rl.runs import Run, RunPlan
 
 FIGURES = """task agent seed steps denoiser_calls reward_calls wall_s reward kl_nats log_z log_z_ci
 gap_nats gap_nats_ci gap_nats_certified eubo_gap_nats ess accuracy macro_f1 heldout_accuracy
