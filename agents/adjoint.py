@@ -40,9 +40,9 @@ from tensordict import TensorDict
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.agents.parts.adjoints import lean_adjoint
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.gaussian import expand_to
-from ctrl_rl.plans import RolloutPlan, TaskSpec
 
 _ADJOINT = "lean_adjoint"  # [B, K, *S] nats per unit of the latent
 

@@ -8,8 +8,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from ctrl_rl.agents.plan import RolloutPlan
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.plans import RolloutPlan
 
 
 class Chain(Protocol):

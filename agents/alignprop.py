@@ -24,8 +24,8 @@ the steps without a graph is in the figure and not in the gradient.
 from tensordict import TensorDict
 
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.soft_returns import mean_soft_return
+from ctrl_rl.agents.parts.returns import mean_soft_return
+from ctrl_rl.agents.plan import RolloutPlan
 
 
 class AlignProp(Agent):

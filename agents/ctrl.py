@@ -29,8 +29,8 @@ from typing import Literal
 from tensordict import TensorDict
 
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.soft_returns import mean_soft_return
+from ctrl_rl.agents.parts.returns import mean_soft_return
+from ctrl_rl.agents.plan import RolloutPlan
 
 
 class Ctrl(Agent):

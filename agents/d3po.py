@@ -54,11 +54,11 @@ from tensordict import TensorDict
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ctrl_rl import keys
-from ctrl_rl.advantages import condition_index
 from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.parts.advantages import condition_index
+from ctrl_rl.agents.parts.returns import episode_log_ratio, episode_reward
+from ctrl_rl.agents.plan import RolloutPlan
 from ctrl_rl.errors import ConfigError, did_you_mean
-from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
 
 _CHOICES = {"preferences": ("soft", "hard"), "credit": ("path", "step")}
 

@@ -48,10 +48,10 @@ from tensordict import TensorDict
 from torch import nn
 
 from ctrl_rl import keys
-from ctrl_rl.advantages import centred, check_clip, clipped_surrogate, returns_to_go
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import OffsetByFirstReturn, state_values, value_regression
-from ctrl_rl.plans import RolloutPlan, TaskSpec
+from ctrl_rl.agents.parts.advantages import centred, check_clip, clipped_surrogate, returns_to_go
+from ctrl_rl.agents.parts.critics import OffsetByFirstReturn, state_values, value_regression
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 
 _ADVANTAGE, _RETURN = "advantage", "return_to_go"
 

@@ -36,8 +36,8 @@ from ctrl_rl.agents.parts.branches import (
     mean_anchor_kl,
     mean_branch_return,
 )
+from ctrl_rl.agents.plan import RolloutPlan
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.plans import RolloutPlan
 
 
 class DraftLV(Agent):

@@ -48,7 +48,8 @@ from typing import Literal
 from tensordict import TensorDict
 
 from ctrl_rl import keys
-from ctrl_rl.advantages import (
+from ctrl_rl.agents.agent import Agent, Chain
+from ctrl_rl.agents.parts.advantages import (
     check_clip,
     clipped_surrogate,
     condition_index,
@@ -56,10 +57,9 @@ from ctrl_rl.advantages import (
     group_std,
     leave_one_out_mean,
 )
-from ctrl_rl.agents.agent import Agent, Chain
+from ctrl_rl.agents.parts.returns import episode_kl, episode_reward
+from ctrl_rl.agents.plan import RolloutPlan
 from ctrl_rl.errors import check_choice
-from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.soft_returns import episode_kl, episode_reward
 
 _ADVANTAGE, _SPREAD = "advantage", "group_std"
 _KINDS = ("soft_return", "reward_over_std")

@@ -66,10 +66,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent, Chain, Phase
+from ctrl_rl.agents.parts.returns import mean_soft_return
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 from ctrl_rl.conditions import joint_place
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.plans import RolloutPlan, TaskSpec
-from ctrl_rl.soft_returns import mean_soft_return
 
 _REWARDS = "condition_rewards"  # [B, K, C] nats, repeated along the steps
 
@@ -79,7 +79,7 @@ class HTransform(Agent):
 
     Args:
         task: its controls.
-        critic: makes the network of g and logits, see `ctrl_rl.critics.ConditionValues`.
+        critic: makes the network of g and logits, see `critics.ConditionValues`.
         value_share: share of training that learns values, more than 0 and less than 1.
         reward_share: share of training, at its end, that follows the reward through the whole
             chain, 0 for none; less than 1 - value_share.

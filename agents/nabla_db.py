@@ -48,8 +48,8 @@ from torch import nn
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.agents.parts.adjoints import log_ratio_gradient, reward_gradient
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 from ctrl_rl.gaussian import expand_to
-from ctrl_rl.plans import RolloutPlan, TaskSpec
 
 _REWARD = "reward_gradient"  # [B, K, *S], at step k that of the one-step estimate at the action
 _TARGET = "flow_target"  # [B, K, *S], at step k what g should be at the action, 0 at the last step
@@ -60,7 +60,7 @@ class NablaDB(Agent):
 
     Args:
         task: for the network and the number of steps.
-        critic: makes g of the task, see `ctrl_rl.critics.GradientNetwork`.
+        critic: makes g of the task, see `ctrl_rl.agents.parts.critics.GradientNetwork`.
     """
 
     needs_reward_gradient = True

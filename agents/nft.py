@@ -54,13 +54,13 @@ from typing import Literal
 from tensordict import TensorDict
 
 from ctrl_rl import gaussian, keys
-from ctrl_rl.advantages import condition_index, group_mean, group_std
 from ctrl_rl.agents.agent import Agent, Chain
+from ctrl_rl.agents.parts.advantages import condition_index, group_mean, group_std
 from ctrl_rl.agents.parts.noising import noisy_copies
+from ctrl_rl.agents.parts.returns import episode_log_ratio, episode_reward
+from ctrl_rl.agents.plan import RolloutPlan
 from ctrl_rl.errors import ConfigError, check_choice
 from ctrl_rl.gaussian import expand_to
-from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
 
 _ADVANTAGE = "advantage"
 _KINDS = ("soft_return", "reward_over_std")

@@ -38,10 +38,10 @@ from tensordict import TensorDict
 from torch import nn
 
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import OffsetByFirstReturn, state_values
+from ctrl_rl.agents.parts.critics import OffsetByFirstReturn, state_values
+from ctrl_rl.agents.parts.returns import path_levels
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.plans import RolloutPlan, TaskSpec
-from ctrl_rl.soft_returns import path_levels
 
 
 class PathConsistency(Agent):
@@ -49,7 +49,7 @@ class PathConsistency(Agent):
 
     Args:
         task: K, and what the network of soft values needs.
-        critic: makes v of the task, see `ctrl_rl.critics.ValueNetwork`.
+        critic: makes v of the task, see `ctrl_rl.agents.parts.critics.ValueNetwork`.
         path_length: steps d of a path, 1 to K; null for the whole episode.
         replay: how many past episodes are drawn from; 0 learns from the policy's own only.
         epochs: passes over every rollout.

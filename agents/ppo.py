@@ -50,17 +50,17 @@ from tensordict import TensorDict
 from torch import nn
 
 from ctrl_rl import keys
-from ctrl_rl.advantages import (
+from ctrl_rl.agents.agent import Agent, Chain
+from ctrl_rl.agents.parts.advantages import (
     centred,
     check_clip,
     clipped_surrogate,
     generalized_advantage,
     step_advantage,
 )
-from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import OffsetByFirstReturn, state_values, value_regression
+from ctrl_rl.agents.parts.critics import OffsetByFirstReturn, state_values, value_regression
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.plans import RolloutPlan, TaskSpec
 
 _ADVANTAGE, _TARGET = "advantage", "value_target"
 

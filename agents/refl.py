@@ -37,8 +37,8 @@ from tensordict import TensorDict
 
 from ctrl_rl.agents.agent import Agent, Chain
 from ctrl_rl.agents.parts.branches import anchor, branch_late, mean_anchor_kl, mean_branch_return
+from ctrl_rl.agents.plan import RolloutPlan
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.plans import RolloutPlan
 
 
 class ReFL(Agent):

@@ -30,9 +30,9 @@ Metrics: `loss_reinforce` the surrogate whose gradient is -grad J (its value mea
 from tensordict import TensorDict
 
 from ctrl_rl import keys
-from ctrl_rl.advantages import step_advantage
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.plans import RolloutPlan
+from ctrl_rl.agents.parts.advantages import step_advantage
+from ctrl_rl.agents.plan import RolloutPlan
 
 
 class Reinforce(Agent):

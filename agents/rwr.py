@@ -49,11 +49,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ctrl_rl import gaussian, keys
-from ctrl_rl.advantages import condition_index, group_mean
 from ctrl_rl.agents.agent import Agent, Chain
+from ctrl_rl.agents.parts.advantages import condition_index, group_mean
+from ctrl_rl.agents.parts.returns import episode_reward
+from ctrl_rl.agents.plan import BEHAVIOURS, RolloutPlan
 from ctrl_rl.errors import check_choice
-from ctrl_rl.plans import BEHAVIOURS, RolloutPlan
-from ctrl_rl.soft_returns import episode_reward
 
 _WEIGHT = "weight"
 

@@ -49,9 +49,9 @@ from torch.distributions.constraints import Constraint
 
 from ctrl_rl import gaussian, keys
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import FirstReturn
+from ctrl_rl.agents.parts.critics import FirstReturn
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.plans import RolloutPlan, TaskSpec
 
 _NOISE = "noise"
 
@@ -100,7 +100,7 @@ class Sac(Agent):
 
     Args:
         task: for the networks of soft values.
-        critic: makes v of the task, see `ctrl_rl.critics.ValueNetwork`; called once per critic.
+        critic: makes v of the task, see `critics.ValueNetwork`; called once per critic.
         num_critics: how many, 2 or more; the policy and the targets see the smallest value.
         objective: class of the loss module, `torchrl.objectives.SACLoss`.
         target_update: class of what moves the loss module's target networks,

@@ -38,10 +38,10 @@ from tensordict import TensorDict
 from torch import nn
 
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import OffsetByFirstReturn, state_values
+from ctrl_rl.agents.parts.critics import OffsetByFirstReturn, state_values
+from ctrl_rl.agents.parts.returns import path_levels
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.plans import RolloutPlan, TaskSpec
-from ctrl_rl.soft_returns import path_levels
 
 
 class SubtrajectoryBalance(Agent):
@@ -49,7 +49,7 @@ class SubtrajectoryBalance(Agent):
 
     Args:
         task: for the network of soft values.
-        critic: makes v of the task, see `ctrl_rl.critics.ValueNetwork`.
+        critic: makes v of the task, see `ctrl_rl.agents.parts.critics.ValueNetwork`.
         decay: weight of a path relative to one that is a step shorter, > 0.
         replay: how many past episodes are drawn from; 0 learns from the policy's own only.
         epochs: passes over every rollout.

@@ -39,9 +39,9 @@ from torch import nn
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.critics import LogPartition, OffsetByFirstReturn
-from ctrl_rl.plans import RolloutPlan, TaskSpec
-from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
+from ctrl_rl.agents.parts.critics import LogPartition, OffsetByFirstReturn
+from ctrl_rl.agents.parts.returns import episode_log_ratio, episode_reward
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 
 
 class TrajectoryBalance(Agent):

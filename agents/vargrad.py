@@ -37,10 +37,10 @@ other has their control.
 import torch
 from tensordict import TensorDict
 
-from ctrl_rl.advantages import condition_index, group_mean
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
+from ctrl_rl.agents.parts.advantages import condition_index, group_mean
+from ctrl_rl.agents.parts.returns import episode_log_ratio, episode_reward
+from ctrl_rl.agents.plan import RolloutPlan
 
 
 class VarGrad(Agent):

@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ctrl_rl.api import LoadedRun as LoadedRun
-    from ctrl_rl.api import load_run as load_run
-    from ctrl_rl.api import make_env as make_env
-    from ctrl_rl.controlled_pipeline import ControlledPipeline as ControlledPipeline
+    from ctrl_rl.export.pipeline import ControlledPipeline as ControlledPipeline
+    from ctrl_rl.runs.loaded import LoadedRun as LoadedRun
+    from ctrl_rl.runs.loaded import load_run as load_run
+    from ctrl_rl.runs.loaded import make_env as make_env
 
 __version__ = "0.1.0"
 __all__ = ["ControlledPipeline", "LoadedRun", "__version__", "load_run", "make_env"]
@@ -19,7 +19,7 @@ __all__ = ["ControlledPipeline", "LoadedRun", "__version__", "load_run", "make_e
 
 def __getattr__(name: str) -> Any:
     if name in ("LoadedRun", "load_run", "make_env"):
-        return getattr(import_module("ctrl_rl.api"), name)
+        return getattr(import_module("ctrl_rl.runs.loaded"), name)
     if name == "ControlledPipeline":
-        return import_module("ctrl_rl.controlled_pipeline").ControlledPipeline
+        return import_module("ctrl_rl.export.pipeline").ControlledPipeline
     raise AttributeError(f"module 'ctrl_rl' has no attribute '{name}'")

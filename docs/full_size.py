@@ -19,10 +19,10 @@ import torch
 from memory_plan import SCHEDULER, UNET, VAE, learner_on
 
 from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.learning.learner import Learner
 from ctrl_rl.learning.replay import Replay
 from ctrl_rl.learning.update import update
-from ctrl_rl.rollouts import rollout
 
 FOLDER = Path(__file__).parents[1] / "runs" / "full_size"
 _TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from ctrl_rl.build import build_agent, build_policy, build_process, build_trainer_config
-from ctrl_rl.composition import compose
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.learning.learner import Learner
 from ctrl_rl.learning.replay import Replay
 from ctrl_rl.learning.update import update
+from ctrl_rl.runs.build import build_agent, build_policy, build_process, build_trainer_config
+from ctrl_rl.runs.compose import compose
 
 _STEPS = (10, 20, 40, 80)
 _AGENTS = {

@@ -20,19 +20,20 @@ from results import fill
 from torch import Tensor
 from torch.nn import functional
 
-from ctrl_rl import build, keys
-from ctrl_rl.composition import compose
+from ctrl_rl import keys
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import RolledChain, rollout
 from ctrl_rl.kernels import ddim_kernel
 from ctrl_rl.learning.learner import Learner
 from ctrl_rl.learning.update import rehearse
 from ctrl_rl.policies import LowRankPolicy
 from ctrl_rl.priors import NetworkDenoiser, Prior, Prompts, diffusers_prior
-from ctrl_rl.priors.guided import LatentDecoder
-from ctrl_rl.priors.text_unet import TextUNet
+from ctrl_rl.priors.diffusers.guided import LatentDecoder
+from ctrl_rl.priors.diffusers.text_unet import TextUNet
 from ctrl_rl.rewards import FunctionReward
-from ctrl_rl.rollouts import RolledChain, rollout
+from ctrl_rl.runs import build
+from ctrl_rl.runs.compose import compose
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

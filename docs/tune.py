@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ctrl_rl.composition import compose, files
+from ctrl_rl.runs.compose import compose, files
 
 ROOT = Path(__file__).parents[1]
 RATES = {"rates": 1.0, "rates/3": 1 / 3, "rates/10": 1 / 10}

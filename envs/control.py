@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctrl_rl import gaussian
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 
 Observation = dict[str, Any]

@@ -29,7 +29,7 @@ def register_envs() -> None:
         if env_id not in gymnasium.registry:
             gymnasium.register(
                 id=env_id,
-                entry_point="ctrl_rl.api:make_control_env",
-                vector_entry_point="ctrl_rl.api:make_control_vector_env",
+                entry_point="ctrl_rl.runs.loaded:make_control_env",
+                vector_entry_point="ctrl_rl.runs.loaded:make_control_vector_env",
                 kwargs={"task": task},
             )

@@ -7,13 +7,13 @@ from exact_tasks import gaussian_oracle
 from oracles import GaussianChainOracle
 from torch import Tensor, nn
 
-from ctrl_rl.api import make_env
-from ctrl_rl.build import build_policy
-from ctrl_rl.composition import compose
+from ctrl_rl.agents.plan import TaskSpec
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
-from ctrl_rl.plans import TaskSpec
 from ctrl_rl.policies import DenoisingPolicy
+from ctrl_rl.runs.build import build_policy
+from ctrl_rl.runs.compose import compose
+from ctrl_rl.runs.loaded import make_env
 
 
 class StepShifts(DenoisingPolicy):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def make_models() -> None:
 
 def run_all(runs: dict[str, list[str]], out: str) -> None:
     """Train in this process, with the code that is on its path."""
-    from ctrl_rl.cli import main
+    from ctrl_rl import cli
+
+    main = getattr(cli, "main", None) or import_module("ctrl_rl.cli.main").main  # once a module
 
     for name, words in runs.items():
         if main(["train", *words, f"run.root={out}", f"run.name={name}"]) != 0:

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for the subproces
 import pytest
 import torch
 
-from ctrl_rl.composition import files
+from ctrl_rl.runs.compose import files
 
 torch.set_num_threads(1)
 

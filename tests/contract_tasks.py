@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ctrl_rl import keys
-from ctrl_rl.composition import compose
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.runs.compose import compose
 
 K = 4
 Made = Callable[[str], Path]

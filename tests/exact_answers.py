@@ -2,11 +2,11 @@
 
 import math
 
+from batches import trained
 from exact_tasks import gaussian_oracle, prior_means, reward_of, scales
-from learning import trained
 from oracles import fixed_scale_floor_1d
 
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
 from ctrl_rl.evaluation.samplers import PolicySampler
 

@@ -7,7 +7,7 @@ import torch
 from oracles import GaussianChainOracle
 from torch import Tensor
 
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.policies import DenoisingPolicy
 
 

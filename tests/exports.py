@@ -10,9 +10,9 @@ from running import own_reward
 from torch import Tensor
 
 from ctrl_rl import load_run
-from ctrl_rl.api import LoadedRun
-from ctrl_rl.cli import main
-from ctrl_rl.pipeline_schedulers import FlowSDEScheduler
+from ctrl_rl.cli.main import main
+from ctrl_rl.export.schedulers import FlowSDEScheduler
+from ctrl_rl.runs.loaded import LoadedRun
 
 REWARD = """
 def redness(sample, control):

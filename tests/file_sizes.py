@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctrl_rl import load_run
-from ctrl_rl.cli import main
+from ctrl_rl.cli.main import main
 from ctrl_rl.rewards.jpeg import jpeg_kilobytes
 
 SEEDS = (0, 1, 2)

@@ -246,7 +246,7 @@ SIZES = {"flux": [16, 16], "flux-dev": [16, 16]}  # whose configs do not say how
 
 def noise_like(latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Noise for latents, drawn as [B, 4, 8, 8] where the pipeline has packed them."""
-    from ctrl_rl.priors.text_transformer import packed
+    from ctrl_rl.priors.diffusers.text_transformer import packed
 
     if latents.ndim == 4:
         return torch.randn(latents.shape, generator=generator)

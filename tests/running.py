@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from ctrl_rl.cli import main
+from ctrl_rl.cli.main import main
 
 SMALL = [
     "env=gaussian",

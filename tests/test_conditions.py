@@ -8,11 +8,11 @@ import torch
 from running import SMALL, own_reward, summary
 
 from ctrl_rl import keys
-from ctrl_rl.cli import main
+from ctrl_rl.agents.parts.critics import ConditionValues, LogPartition
+from ctrl_rl.agents.plan import TaskSpec
+from ctrl_rl.cli.main import main
 from ctrl_rl.conditions import Conditions, joint_place
-from ctrl_rl.critics import ConditionValues, LogPartition
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.plans import TaskSpec
 
 NAMES = {"shape": ("round", "flat", "long"), "colour": ("red", "blue"), "hat": ("no", "yes")}
 SIZES = {name: len(called) for name, called in NAMES.items()}

@@ -22,9 +22,9 @@ def test_imports_go_downward_only(monkeypatch, capsys):
     [
         "import ctrl_rl",
         "import ctrl_rl.envs.registration",
-        "from ctrl_rl.cli import main; main(['train', 'agent=ctlr'])",
-        "from ctrl_rl.cli import main; main(['train', 'trainer.updtes=3'])",
-        "from ctrl_rl.cli import main; main(['list'])",
+        "from ctrl_rl.cli.main import main; main(['train', 'agent=ctlr'])",
+        "from ctrl_rl.cli.main import main; main(['train', 'trainer.updtes=3'])",
+        "from ctrl_rl.cli.main import main; main(['list'])",
     ],
 )
 def test_light_imports(statement):

@@ -14,7 +14,7 @@ CODE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import ctrl_rl.agents.ctrl, ctrl_rl.assets, ctrl_rl.envs.latent
-from ctrl_rl.cli import main
+from ctrl_rl.cli.main import main
 for module in (ctrl_rl, ctrl_rl.agents.ctrl, ctrl_rl.envs.latent):
     assert module.__file__.startswith(sys.argv[1]), module.__file__
 assert ctrl_rl.assets.resolve("package://digits/prior/probe.json").is_file()

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from ctrl_rl.composition import saved
 from ctrl_rl.errors import CtrlError, RunError, one_line
-from ctrl_rl.interrupts import Interrupted
 from ctrl_rl.learning.learner import AUTO
-from ctrl_rl.runs import Run
-from ctrl_rl.training import evaluate_method, train_and_evaluate
+from ctrl_rl.runs.compose import saved
+from ctrl_rl.runs.folder import Run
+from ctrl_rl.runs.interrupts import Interrupted
+from ctrl_rl.runs.train import evaluate_method, train_and_evaluate
 
 _RATES = "trainer.learning_rate."
 _MICROBATCH = "trainer.microbatch"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ctrl_rl.api import LoadedRun, load_run
 from ctrl_rl.benchmark.results import Result
-from ctrl_rl.build import build_evaluation_plan, set_threads
 from ctrl_rl.evaluation.pictures import draw_table
-from ctrl_rl.progress import bar
+from ctrl_rl.runs.build import build_evaluation_plan, set_threads
+from ctrl_rl.runs.loaded import LoadedRun, load_run
+from ctrl_rl.runs.progress import bar
 
 _IMAGES, _POINTS = 3, 500  # samples per set
 _MOST = 12  # conditions with a column

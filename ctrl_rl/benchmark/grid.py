@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctrl_rl.arguments import check_value
-from ctrl_rl.composition import compose, files
 from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.runs.arguments import check_value
+from ctrl_rl.runs.compose import compose, files
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -10,7 +10,7 @@ from ctrl_rl.benchmark.pictures import draw_curves, draw_pareto
 from ctrl_rl.benchmark.results import Result, figures_of, read_results, write_csv
 from ctrl_rl.benchmark.statistics import interquartile_interval, interquartile_mean
 from ctrl_rl.errors import CtrlError
-from ctrl_rl.progress import say
+from ctrl_rl.runs.progress import say
 
 _COLUMNS = {  # heading: (figure of summary.json, format)
     "held-out accuracy": ("heldout_accuracy", ".3f"),

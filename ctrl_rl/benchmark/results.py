@@ -9,7 +9,7 @@ from typing import Any
 
 from ctrl_rl.benchmark.cell import State, failure_of, state_of
 from ctrl_rl.benchmark.grid import Cell, Grid
-from ctrl_rl.runs import Run
+from ctrl_rl.runs.folder import Run
 
 # Figures of a policy, as summary.json names them, in nats where they have a unit.
 FIGURES = (

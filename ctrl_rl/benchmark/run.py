@@ -25,10 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ctrl_rl.benchmark.cell import State, difference, run_cell, state_of
 from ctrl_rl.benchmark.grid import Cell, Grid
-from ctrl_rl.composition import saved
 from ctrl_rl.errors import ConfigError, CtrlError, RunError, did_you_mean, one_line
-from ctrl_rl.interrupts import Interrupted
-from ctrl_rl.progress import say
+from ctrl_rl.runs.compose import saved
+from ctrl_rl.runs.interrupts import Interrupted
+from ctrl_rl.runs.progress import say
 
 
 class LauncherError(CtrlError):

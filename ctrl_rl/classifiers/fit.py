@@ -26,7 +26,7 @@ from ctrl_rl.classifiers.calibration import (
     reliability_diagram,
 )
 from ctrl_rl.classifiers.classifier import DESCRIPTION_FILE, WEIGHTS_FILE, Classifier
-from ctrl_rl.datasets import OfflineDataset, as_float
+from ctrl_rl.data import OfflineDataset, as_float
 from ctrl_rl.errors import ConfigError
 
 REPORT_FILE, DIAGRAM_FILE = "report.json", "reliability.png"

@@ -17,17 +17,16 @@ import math
 import torch
 from torch import Tensor
 
-from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.bounds import (
     Estimate,
     finite_vector,
     log_mean_exp_minus_mean,
     mean_estimate,
 )
+from ctrl_rl.rewards.reward import check_reward_bound
 
 __all__ = [
     "Estimate",
-    "check_reward_bound",
     "checked_rollouts",
     "controlled_returns",
     "effective_sample_size",
@@ -36,9 +35,6 @@ __all__ = [
     "rejection_mask",
     "soft_return",
 ]
-
-# Rewards computed in float32 may exceed their known bound by rounding.
-_BOUND_TOLERANCE = 1e-5
 
 
 def log_mean_exp(log_weights: Tensor, *, confidence: float = 0.95) -> Estimate:
@@ -171,25 +167,3 @@ def controlled_returns(reward: Tensor, kl: Tensor, log_ratio: Tensor) -> Tensor:
     # A policy equal to the prior has no control variate: every beta is the same.
     beta = (deviation * returns).sum() / squares if squares > 0 else torch.zeros(())
     return returns - beta * control
-
-
-def check_reward_bound(reward: Tensor, name: str, upper_bound: float) -> None:
-    """Refuse a bound that does not hold.
-
-    Args:
-        reward: shape [N], nats.
-        name: argument name for the error message.
-        upper_bound: claimed bound of the reward, nats.
-
-    Raises:
-        ValueError: `upper_bound` is not finite.
-        ConfigError: a reward exceeds it beyond rounding.
-    """
-    if not math.isfinite(upper_bound):
-        raise ValueError(f"the upper bound of {name} must be finite, got {upper_bound}")
-    largest = float(reward.detach().max()) if len(reward) else -math.inf
-    if largest > upper_bound + _BOUND_TOLERANCE:
-        raise ConfigError(
-            f"{name} reaches {largest:.6g} nats, above its stated upper bound {upper_bound:.6g}; "
-            "state one that holds, or null, which makes the gap an estimate"
-        )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ctrl_rl import keys
 from ctrl_rl.conditions import Label
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.errors import ConfigError, NonFiniteError
 from ctrl_rl.evaluation.estimators import rejection_mask
 from ctrl_rl.evaluation.gap import GapReport

@@ -17,13 +17,13 @@ from ctrl_rl.evaluation.bounds import (
     mean_upper_bound,
 )
 from ctrl_rl.evaluation.estimators import (
-    check_reward_bound,
     checked_rollouts,
     controlled_returns,
     effective_sample_size,
     eubo,
     log_mean_exp,
 )
+from ctrl_rl.rewards.reward import check_reward_bound
 
 __all__ = ["GapReport", "contradictions", "gap_report", "law_gap_report"]
 

@@ -17,16 +17,16 @@ from tensordict import TensorDict, cat
 from torch import Tensor
 
 from ctrl_rl import gaussian, keys
+from ctrl_rl.agents.parts.returns import episode_kl, episode_log_ratio, episode_reward
 from ctrl_rl.conditions import Labels
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.bounds import Estimate
 from ctrl_rl.evaluation.gap import GapReport, gap_report, law_gap_report
 from ctrl_rl.evaluation.side_by_side import Strip, draw_strip
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy, StrengthPolicy
-from ctrl_rl.rollouts import rollout
-from ctrl_rl.soft_returns import episode_kl, episode_log_ratio, episode_reward
 
 _ANY_LEVEL = 0.95  # where only the value is asked for
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ctrl_rl import keys
 from ctrl_rl.conditions import Labels
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.policies import DenoisingPolicy
-from ctrl_rl.rollouts import rollout
 
 BEFORE = "before: the pretrained model"
 MOST_CONDITIONS = 12  # that are shown

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels.kernel import TransitionKernel
-from ctrl_rl.schedules import FLOW, SHIFT, UNIFORM
+from ctrl_rl.kernels.levels import FLOW, SHIFT, UNIFORM
 
 
 def flow_sde_kernel(

@@ -28,7 +28,7 @@ class TransitionKernel(FixedPrecision):
     Args:
         timesteps: [S] the scheduler's training timesteps, noisiest first: int64, or float32 where
             the network is asked in between.
-        signal: [S] of the latent before each step, see `ctrl_rl.schedules`.
+        signal: [S] of the latent before each step, see `ctrl_rl.kernels.levels`.
         noise: [S] of the same.
         denoised_weight: [S], see the module's equation.
         sample_weight: [S], see the module's equation.

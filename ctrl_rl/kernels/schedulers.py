@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.kernels.kernel import Clip, TransitionKernel
-from ctrl_rl.schedules import FLOW
+from ctrl_rl.kernels.levels import FLOW
 
 # diffusers clamps DDPM variances from below at 1e-20; a step that is left with that is read out.
 _DETERMINISTIC_VARIANCE = 1e-16

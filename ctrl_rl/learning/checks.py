@@ -8,16 +8,16 @@ from tensordict import TensorDict
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Phase
+from ctrl_rl.agents.parts.returns import episode_reward
+from ctrl_rl.agents.plan import RolloutPlan
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import RolledChain, check_invariants, rollout
 from ctrl_rl.errors import ConfigError, InvariantError, NonFiniteError, did_you_mean, one_line
-from ctrl_rl.evaluation.estimators import check_reward_bound
 from ctrl_rl.learning.learner import Learner
 from ctrl_rl.learning.replay import Replay, check_refresh
-from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy
-from ctrl_rl.rollouts import RolledChain, check_invariants, rollout
-from ctrl_rl.soft_returns import episode_reward
+from ctrl_rl.rewards.reward import check_reward_bound
 
 _COMPILERS = ("torch._dynamo", "torch._inductor")  # where errors of torch.compile are from
 

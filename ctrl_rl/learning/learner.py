@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.plan import in_force
 from ctrl_rl.errors import ConfigError, NonFiniteError, check_choice, did_you_mean
-from ctrl_rl.plans import in_force
 from ctrl_rl.policies import DenoisingPolicy
 
 SCHEDULES: dict[str, Callable[[float], float]] = {

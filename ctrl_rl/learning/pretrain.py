@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ctrl_rl.datasets import OfflineDataset, as_float
+from ctrl_rl.data import OfflineDataset, as_float
 from ctrl_rl.errors import ConfigError, NonFiniteError, did_you_mean, one_line
 
 _TARGETS: dict[str, Callable[..., Tensor]] = {

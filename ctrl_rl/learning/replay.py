@@ -14,8 +14,8 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from ctrl_rl import gaussian, keys
+from ctrl_rl.agents.plan import RolloutPlan
 from ctrl_rl.errors import InvariantError
-from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy
 
 # nats per dimension between log pi at rollout and when evaluated anew in a batch of another shape:

@@ -8,6 +8,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ctrl_rl import keys
+from ctrl_rl.agents.parts.returns import episode_kl, episode_reward
+from ctrl_rl.agents.plan import in_force
 from ctrl_rl.conditions import joint_place
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import RunError
@@ -16,8 +18,6 @@ from ctrl_rl.learning.checks import check_reward
 from ctrl_rl.learning.learner import Learner, without_prefix
 from ctrl_rl.learning.replay import Replay
 from ctrl_rl.learning.update import update
-from ctrl_rl.plans import in_force
-from ctrl_rl.soft_returns import episode_kl, episode_reward
 
 
 class Trainer:

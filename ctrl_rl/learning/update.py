@@ -9,10 +9,10 @@ from tensordict import TensorDict
 
 from ctrl_rl.agents.agent import Phase
 from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.envs.rollout import RolledChain, rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learning.learner import Learner
 from ctrl_rl.learning.replay import Replay
-from ctrl_rl.rollouts import RolledChain, rollout
 
 
 def update(

@@ -1,6 +1,6 @@
 """The pretrained model itself: what any control has to improve on."""
 
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.policies import PriorPolicy
 

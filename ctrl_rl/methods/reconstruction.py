@@ -27,7 +27,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.errors import ConfigError, NonFiniteError
 from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.gaussian import expand_to

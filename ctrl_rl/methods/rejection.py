@@ -18,17 +18,17 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ctrl_rl import keys
+from ctrl_rl.agents.parts.returns import episode_reward
 from ctrl_rl.conditions import Labels
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.bounds import Estimate
 from ctrl_rl.evaluation.estimators import log_mean_exp, rejection_mask
 from ctrl_rl.evaluation.samplers import LawDraws, Sampler
 from ctrl_rl.evaluation.side_by_side import Strip
 from ctrl_rl.policies import PriorPolicy
-from ctrl_rl.rollouts import rollout
-from ctrl_rl.soft_returns import episode_reward
 
 _MOST_ROUNDS = 9_000  # seeds of two draws are 10,000 apart, and every round takes one
 

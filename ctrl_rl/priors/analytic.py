@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.kernels.levels import noise_levels
 from ctrl_rl.priors.prior import Denoiser, Prior
-from ctrl_rl.schedules import noise_levels
 
 
 class MixtureDenoiser(Denoiser):

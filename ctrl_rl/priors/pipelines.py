@@ -8,11 +8,11 @@ import torch
 
 from ctrl_rl.assets import resolve, unreachable
 from ctrl_rl.errors import ConfigError, check_choice
-from ctrl_rl.priors.diffusers_unet import diffusers_unet_prior
-from ctrl_rl.priors.guided import TextSettings
+from ctrl_rl.priors.diffusers.guided import TextSettings
+from ctrl_rl.priors.diffusers.text_transformer import flux_prior, sd3_prior
+from ctrl_rl.priors.diffusers.text_unet import text_unet_prior
+from ctrl_rl.priors.diffusers.unet import diffusers_unet_prior
 from ctrl_rl.priors.prior import Prior, Prompts
-from ctrl_rl.priors.text_transformer import flux_prior, sd3_prior
-from ctrl_rl.priors.text_unet import text_unet_prior
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _WANTED = "a pipeline's folder with model_index.json"

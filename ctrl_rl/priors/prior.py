@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.gaussian import expand_to
+from ctrl_rl.kernels.levels import FLOW, noise_levels
 from ctrl_rl.networks.execution import Execution, FixedPrecision, in_parts
-from ctrl_rl.schedules import FLOW, noise_levels
 
 
 class Denoiser(FixedPrecision, ABC):

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from ctrl_rl.conditions import all_names
 from ctrl_rl.errors import ConfigError, check_choice
 
+# Rewards computed in float32 may exceed their known bound by rounding.
+_BOUND_TOLERANCE = 1e-5
+
 
 def checked_weights(
     weights: Mapping[str, float] | None, names: Collection[str]
@@ -29,6 +32,28 @@ def checked_weights(
         if not (weight > 0 and math.isfinite(weight)):
             raise ConfigError(f"weights.{name}={weight} must be > 0")
     return {name: float(given.get(name, 1.0)) for name in names}
+
+
+def check_reward_bound(reward: Tensor, name: str, upper_bound: float) -> None:
+    """Refuse a bound that does not hold.
+
+    Args:
+        reward: shape [N], nats.
+        name: argument name for the error message.
+        upper_bound: claimed bound of the reward, nats.
+
+    Raises:
+        ValueError: `upper_bound` is not finite.
+        ConfigError: a reward exceeds it beyond rounding.
+    """
+    if not math.isfinite(upper_bound):
+        raise ValueError(f"the upper bound of {name} must be finite, got {upper_bound}")
+    largest = float(reward.detach().max()) if len(reward) else -math.inf
+    if largest > upper_bound + _BOUND_TOLERANCE:
+        raise ConfigError(
+            f"{name} reaches {largest:.6g} nats, above its stated upper bound {upper_bound:.6g}; "
+            "state one that holds, or null, which makes the gap an estimate"
+        )
 
 
 class Reward(nn.Module, ABC):

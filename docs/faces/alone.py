@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ctrl_rl import build, load_run
+from ctrl_rl import load_run
+from ctrl_rl.runs import build
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -18,7 +18,7 @@ from scipy import linalg
 from torch import Tensor
 
 from ctrl_rl.classifiers.classifier import Classifier
-from ctrl_rl.datasets import as_float, faces_dataset
+from ctrl_rl.data import as_float, faces_dataset
 from ctrl_rl.kernels import ddpm_kernel
 from ctrl_rl.priors import Prior, diffusers_unet_prior
 

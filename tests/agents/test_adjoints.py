@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from agent_tasks import StepShifts, make, noisy_drift, oracles, task_of
+from batches import prepared
 from exact_tasks import ShiftPolicy
-from learning import prepared
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -16,12 +16,12 @@ from ctrl_rl import keys
 from ctrl_rl.agents.adjoint import Adjoint
 from ctrl_rl.agents.nabla_db import NablaDB
 from ctrl_rl.agents.parts.adjoints import lean_adjoint, log_ratio_gradient, reward_gradient
-from ctrl_rl.critics import GradientNetwork
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.agents.parts.critics import GradientNetwork
+from ctrl_rl.envs.chain import DenoisingProcess
+from ctrl_rl.envs.rollout import RolledChain, rollout
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.learning.replay import Replay
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
-from ctrl_rl.rollouts import RolledChain, rollout
 
 K = 6
 MEMORY = Path(__file__).parents[2] / "docs" / "memory.py"

@@ -7,15 +7,15 @@ import torch
 from exact_answers import shortfalls
 from exact_tasks import ShiftPolicy, gaussian_oracle, scales
 
-from ctrl_rl import build
-from ctrl_rl.composition import compose
+from ctrl_rl.agents.parts.returns import episode_log_ratio, episode_reward
 from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.evaluation.estimators import log_mean_exp
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
 from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.policies import PriorPolicy
-from ctrl_rl.rollouts import rollout
-from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
+from ctrl_rl.runs import build
+from ctrl_rl.runs.compose import compose
 
 # Agents that optimise the soft return: each must reach the optimum of every exact task.
 SOFT_AGENTS = [

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from learning import NO_CHAIN
+from batches import NO_CHAIN
 from tensordict import TensorDict
 from torch import Tensor
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.build import build_agent, build_policy, build_process
-from ctrl_rl.composition import compose
-from ctrl_rl.critics import FirstReturn
+from ctrl_rl.agents.parts.critics import FirstReturn
+from ctrl_rl.agents.parts.returns import mean_soft_return
+from ctrl_rl.agents.plan import RolloutPlan
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.rollouts import rollout
-from ctrl_rl.soft_returns import mean_soft_return
+from ctrl_rl.envs.rollout import rollout
+from ctrl_rl.runs.build import build_agent, build_policy, build_process
+from ctrl_rl.runs.compose import compose
 
 WITH_VALUES = ("tb", "pcl", "db", "subtb", "dpok", "ppo_critic", "sac")
 WITHOUT = ("reinforce", "ppo", "grpo", "vargrad")

@@ -5,21 +5,21 @@ from collections.abc import Mapping
 import pytest
 import torch
 from agent_tasks import StepShifts, make, noisy_drift, oracles, task_of
-from learning import first_batch, prepared
+from batches import first_batch, prepared
 from torch import Tensor, nn
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Phase
 from ctrl_rl.agents.ctrl import Ctrl
 from ctrl_rl.agents.h_transform import HTransform
+from ctrl_rl.agents.parts.critics import ConditionValues
+from ctrl_rl.agents.plan import TaskSpec, in_force
 from ctrl_rl.conditions import joint_place
-from ctrl_rl.critics import ConditionValues
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.chain import DenoisingProcess
+from ctrl_rl.envs.rollout import RolledChain, rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.networks.convolutional import StepwiseEncoder
-from ctrl_rl.plans import TaskSpec, in_force
 from ctrl_rl.policies import DenoisingPolicy
-from ctrl_rl.rollouts import RolledChain, rollout
 
 K, BATCHES = 4, 32
 

@@ -8,17 +8,17 @@ from torch import Tensor
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent, Chain
-from ctrl_rl.build import build_agent, build_process
-from ctrl_rl.composition import compose
+from ctrl_rl.agents.plan import RolloutPlan
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import RolledChain, rollout
 from ctrl_rl.errors import ConfigError, InvariantError
 from ctrl_rl.learning.checks import check_start
 from ctrl_rl.learning.learner import Learner, TrainerConfig
-from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import PriorPolicy
 from ctrl_rl.rewards import FunctionReward
-from ctrl_rl.rollouts import RolledChain, rollout
+from ctrl_rl.runs.build import build_agent, build_process
+from ctrl_rl.runs.compose import compose
 
 K = 4
 

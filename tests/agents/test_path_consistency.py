@@ -8,24 +8,25 @@ import torch
 from exact_tasks import ShiftPolicy, gaussian_oracle
 from torch import Tensor, nn
 
-from ctrl_rl import build, keys
-from ctrl_rl.advantages import condition_index, leave_one_out_mean
+from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.agents.db import DetailedBalance
+from ctrl_rl.agents.parts.advantages import condition_index, leave_one_out_mean
+from ctrl_rl.agents.parts.critics import ValueNetwork, state_values
+from ctrl_rl.agents.parts.returns import episode_log_ratio, episode_reward
 from ctrl_rl.agents.pcl import PathConsistency
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 from ctrl_rl.agents.subtb import SubtrajectoryBalance
 from ctrl_rl.agents.tb import TrajectoryBalance
 from ctrl_rl.agents.vargrad import VarGrad
-from ctrl_rl.composition import compose
-from ctrl_rl.critics import ValueNetwork, state_values
 from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learning.learner import Learner
 from ctrl_rl.learning.replay import refresh
-from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
-from ctrl_rl.rollouts import rollout
-from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
+from ctrl_rl.runs import build
+from ctrl_rl.runs.compose import compose
 
 # Noise that ends early, so that the start shows in the sample and v_0 varies with x_0.
 WORDS = ["env=gaussian", "+prior.scheduler.beta_end=0.005"]

@@ -4,21 +4,21 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from learning import NO_CHAIN, first_batch, prepared
+from batches import NO_CHAIN, first_batch, prepared
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from ctrl_rl import gaussian, keys
-from ctrl_rl.advantages import clipped_surrogate
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.build import build_agent, build_process
-from ctrl_rl.composition import compose
+from ctrl_rl.agents.parts.advantages import clipped_surrogate
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learning.replay import Replay
 from ctrl_rl.policies import DenoisingPolicy
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.runs.build import build_agent, build_process
+from ctrl_rl.runs.compose import compose
 
 # The last word: GAE is unbiased for any critic only without bootstrapping.
 UNBIASED = {

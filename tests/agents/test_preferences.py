@@ -9,16 +9,17 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ctrl_rl import build, keys
+from ctrl_rl import keys
 from ctrl_rl.agents.d3po import D3po
+from ctrl_rl.agents.parts.returns import episode_log_ratio, episode_reward
+from ctrl_rl.agents.plan import RolloutPlan
 from ctrl_rl.agents.vargrad import VarGrad
-from ctrl_rl.composition import compose
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.rollouts import rollout
-from ctrl_rl.soft_returns import episode_log_ratio, episode_reward
+from ctrl_rl.runs import build
+from ctrl_rl.runs.compose import compose
 
 SCORE = RolloutPlan(gradients="score")
 

@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 import torch
 from agent_tasks import make, noisy_drift
+from batches import NO_CHAIN, first_batch, learn, prepared
 from exact_tasks import gaussian_oracle, scales
-from learning import NO_CHAIN, first_batch, learn, prepared
 from oracles import GaussianChainOracle
 from torch import Tensor, nn
 
 from ctrl_rl import keys
-from ctrl_rl.advantages import condition_index
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.agents.nft import Nft
+from ctrl_rl.agents.parts.advantages import condition_index
 from ctrl_rl.agents.parts.noising import noisy_copies
 from ctrl_rl.agents.rwr import RewardWeightedRegression
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import RolledChain, rollout
 from ctrl_rl.learning.learner import Learner, TrainerConfig
 from ctrl_rl.learning.replay import Replay, refresh
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
-from ctrl_rl.rollouts import RolledChain, rollout
 
 K, BATCHES, EPISODES = 4, 24, 4096
 

@@ -3,22 +3,22 @@
 import pytest
 import torch
 from agent_tasks import make, noisy_drift
-from learning import learn
+from batches import learn
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.agents.nft import Nft
+from ctrl_rl.agents.plan import RolloutPlan
 from ctrl_rl.agents.rwr import RewardWeightedRegression
-from ctrl_rl.build import build_policy
-from ctrl_rl.composition import compose
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learning.checks import check_start
 from ctrl_rl.learning.learner import Learner, TrainerConfig
 from ctrl_rl.learning.replay import refresh
 from ctrl_rl.learning.update import rehearse
-from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import PriorPolicy
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.runs.build import build_policy
+from ctrl_rl.runs.compose import compose
 
 K = 4
 

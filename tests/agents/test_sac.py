@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 from agent_tasks import StepShifts, make, noisy_drift, oracles, task_of
+from batches import NO_CHAIN
 from exact_tasks import ShiftPolicy
-from learning import NO_CHAIN
 from running import contents, train
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.objectives import SACLoss, SoftUpdate
 
 from ctrl_rl import gaussian, keys
+from ctrl_rl.agents.parts.critics import ValueNetwork
+from ctrl_rl.agents.plan import TaskSpec
 from ctrl_rl.agents.sac import Sac, StepLaw
-from ctrl_rl.cli import main
-from ctrl_rl.critics import ValueNetwork
+from ctrl_rl.cli.main import main
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learning.replay import refresh
-from ctrl_rl.plans import TaskSpec
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
-from ctrl_rl.rollouts import rollout
 
 K = 6
 PROCESS = make("gaussian", 1, K).process

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from agent_tasks import StepShifts, make, noisy_drift, oracles, task_of
+from batches import learn, prepared, trained
 from exact_tasks import ShiftPolicy, scales
-from learning import learn, prepared, trained
 from oracles import GaussianChainOracle
 from torch import Tensor
 
@@ -19,19 +19,19 @@ from ctrl_rl.agents.draft import Draft
 from ctrl_rl.agents.draft_lv import DraftLV
 from ctrl_rl.agents.nabla_db import NablaDB
 from ctrl_rl.agents.parts.branches import anchor, branch_late
+from ctrl_rl.agents.parts.critics import GradientNetwork
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 from ctrl_rl.agents.refl import ReFL
-from ctrl_rl.build import build_policy
-from ctrl_rl.composition import compose
-from ctrl_rl.critics import GradientNetwork
+from ctrl_rl.envs.rollout import RolledChain, rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
 from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.learning.checks import check_start
 from ctrl_rl.learning.learner import Learner, TrainerConfig
-from ctrl_rl.plans import RolloutPlan, TaskSpec
 from ctrl_rl.policies import PriorPolicy
-from ctrl_rl.rollouts import RolledChain, rollout
+from ctrl_rl.runs.build import build_policy
+from ctrl_rl.runs.compose import compose
 
 K = 6
 

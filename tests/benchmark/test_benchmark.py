@@ -18,8 +18,8 @@ from ctrl_rl import load_run
 from ctrl_rl.benchmark import gallery
 from ctrl_rl.benchmark.grid import build_grid
 from ctrl_rl.benchmark.statistics import interquartile_mean
-from ctrl_rl.cli import main
-from ctrl_rl.composition import compose
+from ctrl_rl.cli.main import main
+from ctrl_rl.runs.compose import compose
 
 QUICK = ["kernel.num_steps=3", "trainer.updates=30"]
 OVERRIDES = [*(word for word in SMALL if word != "env=gaussian"), *QUICK]

@@ -8,14 +8,20 @@ import torch
 from conftest import choices
 from running import contents, metrics, summary, train
 
-from ctrl_rl.build import build_agent, build_env, build_policy, build_process, build_trainer_config
-from ctrl_rl.cli import main
-from ctrl_rl.composition import compose
+from ctrl_rl.agents.plan import in_force
+from ctrl_rl.cli.main import main
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learning.learner import Learner, TrainerConfig
 from ctrl_rl.learning.trainer import Trainer
 from ctrl_rl.learning.update import rehearse
-from ctrl_rl.plans import in_force
+from ctrl_rl.runs.build import (
+    build_agent,
+    build_env,
+    build_policy,
+    build_process,
+    build_trainer_config,
+)
+from ctrl_rl.runs.compose import compose
 
 BUDGET = 1100
 

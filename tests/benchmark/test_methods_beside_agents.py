@@ -6,8 +6,8 @@ from running import SMALL, summary
 
 from ctrl_rl import load_run
 from ctrl_rl.benchmark.grid import build_grid
-from ctrl_rl.cli import main
-from ctrl_rl.composition import compose
+from ctrl_rl.cli.main import main
+from ctrl_rl.runs.compose import compose
 
 OVERRIDES = [*(word for word in SMALL if word != "env=gaussian"), "kernel.num_steps=3"]
 WORDS = ["agents=[ctrl]", "methods=[rejection,prior]", "tasks=[mixture2d]", "seeds=[1,2]"]

@@ -18,7 +18,7 @@ from ctrl_rl.classifiers.networks import (
     ConvolutionalClassifier,
     PerceptronClassifier,
 )
-from ctrl_rl.datasets import OfflineDataset, digits_dataset
+from ctrl_rl.data import OfflineDataset, digits_dataset
 from ctrl_rl.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "classifier"

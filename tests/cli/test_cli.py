@@ -11,7 +11,7 @@ from PIL import Image
 from running import SMALL, contents, summary, train
 
 from ctrl_rl import load_run
-from ctrl_rl.cli import main
+from ctrl_rl.cli.main import main
 
 AGENT = '''
 import torch
@@ -19,8 +19,8 @@ from tensordict import TensorDict
 from torch import nn
 
 from ctrl_rl.agents.agent import Agent
-from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.soft_returns import episode_kl, episode_reward
+from ctrl_rl.agents.plan import RolloutPlan
+from ctrl_rl.agents.parts.returns import episode_kl, episode_reward
 
 
 class Mine(Agent):
@@ -165,7 +165,7 @@ def test_a_training_that_ends_worse_than_its_prior_says_so(tmp_path, capsys):
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], []])
 def test_help_is_light(words):
     code = (
-        "import sys\nfrom ctrl_rl.cli import main\n"
+        "import sys\nfrom ctrl_rl.cli.main import main\n"
         f"try:\n    main({words})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
         "assert 'torch' not in sys.modules and 'hydra' not in sys.modules\n"
     )

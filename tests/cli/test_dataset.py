@@ -12,12 +12,12 @@ from PIL import Image
 from pipelines import MAKERS
 
 from ctrl_rl import keys
-from ctrl_rl.cli import main
-from ctrl_rl.composition import compose
-from ctrl_rl.datasets import image_dataset
+from ctrl_rl.cli.main import main
+from ctrl_rl.data import image_dataset
 from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.policies import PriorPolicy
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.runs.compose import compose
 
 WORDS = ["env=digits", "kernel.num_steps=3", "batch_size=16"]
 
@@ -40,7 +40,7 @@ def same(first: Path, second: Path) -> bool:
 
 @torch.no_grad()
 def test_pictures_are_the_priors_and_labels_the_rewards(tmp_path, capsys):
-    from ctrl_rl import build
+    from ctrl_rl.runs import build
 
     folder = tmp_path / "drawn"
     assert main(["dataset", *WORDS, "n=40", f"out={folder}"]) == 0

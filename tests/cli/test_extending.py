@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from running import SMALL, metrics, summary
 
-from ctrl_rl.cli import main
+from ctrl_rl.cli.main import main
 
 TEXT = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 CHANGES = [word for word in SMALL if not word.startswith("env=")]

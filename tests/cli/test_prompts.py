@@ -6,7 +6,7 @@ from pipelines import FLOWS, MAKERS, SIZES
 from running import contents, interrupt, metrics, summary
 
 from ctrl_rl import load_run
-from ctrl_rl.cli import main
+from ctrl_rl.cli.main import main
 from ctrl_rl.errors import ConfigError
 
 pytest.importorskip("transformers")

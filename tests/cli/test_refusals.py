@@ -4,9 +4,9 @@ import pytest
 import torch
 from running import SMALL, train
 
-from ctrl_rl.cli import main
-from ctrl_rl.composition import compose
+from ctrl_rl.cli.main import main
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.runs.compose import compose
 
 REFUSED = {
     "agent=ctlr": "did you mean 'ctrl'",
@@ -103,7 +103,7 @@ def refused(words, capsys):
 @pytest.mark.parametrize("given", REFUSED)
 def test_train_refuses(given, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ctrl_rl.build.find_spec", lambda name: None)  # whether wandb is here
+    monkeypatch.setattr("ctrl_rl.runs.build.find_spec", lambda name: None)  # whether wandb is here
     told = refused(["train", *SMALL, *given.split()], capsys)
     assert REFUSED[given] in told
     assert list(tmp_path.iterdir()) == []

@@ -4,24 +4,24 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from batches import first_batch, learn
 from conftest import choices
 from contract_tasks import K, config_of, permuted
-from learning import first_batch, learn
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from torch import Tensor
 
 from ctrl_rl import keys
 from ctrl_rl.agents.agent import Phase
-from ctrl_rl.build import build_agent, build_policy, build_process, build_trainer_config
-from ctrl_rl.composition import compose
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.learning.learner import Learner
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 from ctrl_rl.rewards import FunctionReward
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.runs.build import build_agent, build_policy, build_process, build_trainer_config
+from ctrl_rl.runs.compose import compose
 
 
 def losses(agent: Phase, batch: TensorDict) -> dict[str, Tensor]:

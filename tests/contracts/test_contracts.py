@@ -16,23 +16,23 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from ctrl_rl import keys
-from ctrl_rl.build import (
+from ctrl_rl.agents.plan import RolloutPlan
+from ctrl_rl.envs.control_laws import ControlLaw
+from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.envs.registration import TASKS
+from ctrl_rl.envs.rollout import check_invariants, rollout
+from ctrl_rl.kernels import TransitionKernel
+from ctrl_rl.policies import DenoisingPolicy
+from ctrl_rl.priors import Prior
+from ctrl_rl.rewards import Reward
+from ctrl_rl.runs.build import (
     build_agent,
     build_evaluation_plan,
     build_policy,
     build_process,
     build_trainer_config,
 )
-from ctrl_rl.composition import compose, files
-from ctrl_rl.envs.control_laws import ControlLaw
-from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.registration import TASKS
-from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.plans import RolloutPlan
-from ctrl_rl.policies import DenoisingPolicy
-from ctrl_rl.priors import Prior
-from ctrl_rl.rewards import Reward
-from ctrl_rl.rollouts import check_invariants, rollout
+from ctrl_rl.runs.compose import compose, files
 
 # --- all groups -------------------------------------------------------------------------------
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctrl_rl import gaussian, keys
-from ctrl_rl.api import make_env
 from ctrl_rl.envs.control import ControlEnv, ControlVectorEnv
 from ctrl_rl.envs.registration import TASKS
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.runs.loaded import make_env
 
 SHORT = ["kernel.num_steps=4"]
 

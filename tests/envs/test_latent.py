@@ -9,14 +9,14 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import check_env_specs
 
 from ctrl_rl import keys
-from ctrl_rl.api import make_env, make_process
+from ctrl_rl.agents.plan import RolloutPlan
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import check_invariants, rollout
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import DenoisingPolicy, DriftPolicy, PriorPolicy
 from ctrl_rl.rewards import FunctionReward
-from ctrl_rl.rollouts import check_invariants, rollout
+from ctrl_rl.runs.loaded import make_env, make_process
 
 SHORT = ["kernel.num_steps=4"]
 

@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 
-from ctrl_rl.api import make_process
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
 from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.policies import PriorPolicy
+from ctrl_rl.runs.loaded import make_process
 
 PLAN = EvaluationPlan(prior_samples=32, policy_samples=16, exact_samples=8)
 

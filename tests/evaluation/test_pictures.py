@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ctrl_rl import api
 from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.evaluation.compare import compare
 from ctrl_rl.evaluation.film import MOST_BYTES, draw_film, strips_of
 from ctrl_rl.evaluation.pictures import draw_samples, draw_strips, draw_table
@@ -17,7 +17,7 @@ from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.evaluation.sheets import Row, lines, sheet, tile_size
 from ctrl_rl.evaluation.side_by_side import BEFORE, Comparison, Strip, draw_strip
 from ctrl_rl.policies import DriftPolicy, PriorPolicy, StrengthPolicy
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.runs import loaded as api
 
 LONG = "prompt=" + "word " * 500 + ", size=1"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ctrl_rl.evaluation.quality import Judge, diversity, in_words
-from ctrl_rl.progress import show_summary
+from ctrl_rl.runs.progress import show_summary
 
 CONTROLS = {"glasses": 2, "hat_size": 3}
 

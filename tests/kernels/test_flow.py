@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import flow_sde_kernel
+from ctrl_rl.kernels.levels import FLOW
 from ctrl_rl.priors import GaussianDenoiser
-from ctrl_rl.schedules import FLOW
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "sd3": {"shift": 3.0},

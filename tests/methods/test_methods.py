@@ -9,13 +9,13 @@ from conftest import choices
 from running import summary
 
 from ctrl_rl import load_run
-from ctrl_rl.api import make_process
-from ctrl_rl.cli import main
+from ctrl_rl.cli.main import main
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate
 from ctrl_rl.evaluation.samplers import PolicySampler
 from ctrl_rl.methods import ReconstructionGuidance, Rejection, prior, reconstruction_guidance
 from ctrl_rl.rewards import FunctionReward
+from ctrl_rl.runs.loaded import make_process
 
 PLAN = EvaluationPlan(prior_samples=8192, policy_samples=2048, exact_samples=512)
 FEW = [f"evaluation.{name}_samples=64" for name in ("prior", "policy", "exact")]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ctrl_rl import keys
-from ctrl_rl.api import make_process
+from ctrl_rl.agents.plan import RolloutPlan
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import check_invariants, rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import ddpm_kernel
 from ctrl_rl.networks.perceptrons import (
@@ -18,7 +19,6 @@ from ctrl_rl.networks.perceptrons import (
     ControlEmbedding,
     ModulatedPerceptron,
 )
-from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import (
     DenoisingPolicy,
     DriftPolicy,
@@ -29,7 +29,7 @@ from ctrl_rl.policies import (
 )
 from ctrl_rl.priors import diffusers_unet_prior
 from ctrl_rl.rewards import FunctionReward
-from ctrl_rl.rollouts import check_invariants, rollout
+from ctrl_rl.runs.loaded import make_process
 
 CONTROLS = {"shade": 2, "side": 3}
 

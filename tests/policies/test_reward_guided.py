@@ -11,16 +11,16 @@ from running import contents, interrupt, summary, train
 from torch import Tensor
 
 from ctrl_rl import keys, load_run
-from ctrl_rl.api import make_process
-from ctrl_rl.build import build_policy, build_process
-from ctrl_rl.cli import main
-from ctrl_rl.composition import compose
+from ctrl_rl.agents.plan import RolloutPlan
+from ctrl_rl.cli.main import main
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError, NonFiniteError
-from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import PriorPolicy, RewardGuidedPolicy, SideNetworkPolicy
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.runs.build import build_policy, build_process
+from ctrl_rl.runs.compose import compose
+from ctrl_rl.runs.loaded import make_process
 
 PATHWISE = RolloutPlan(gradients="pathwise")
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from ctrl_rl import keys
-from ctrl_rl.api import make_process
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.networks.convolutional import ModulatedImageNetwork
 from ctrl_rl.policies import PriorPolicy, SideImagePolicy
-from ctrl_rl.rollouts import rollout
+from ctrl_rl.runs.loaded import make_process
 
 
 def network(shape: tuple[int, ...], blocks: int = 1) -> ModulatedImageNetwork:

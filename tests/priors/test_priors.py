@@ -10,11 +10,12 @@ import torch
 from conftest import save_tiny_pipeline
 from torch import Tensor, nn
 
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import ddpm_kernel
+from ctrl_rl.kernels.levels import FLOW, noise_levels
 from ctrl_rl.priors import (
     GaussianDenoiser,
     MixtureDenoiser,
@@ -25,7 +26,6 @@ from ctrl_rl.priors import (
     mixture_prior,
 )
 from ctrl_rl.rewards import FunctionReward
-from ctrl_rl.schedules import FLOW, noise_levels
 
 SCHEDULER: dict[str, Any] = {"prediction_type": "sample", "clip_sample": False}
 MEANS = [[-1.5, 0.5], [0.2, -0.3], [1.0, 1.8]]

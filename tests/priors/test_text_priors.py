@@ -6,16 +6,16 @@ from pipelines import FLOWS, MAKERS, SIZES, noise_like
 from torch.optim.swa_utils import AveragedModel
 
 from ctrl_rl import keys
+from ctrl_rl.agents.plan import RolloutPlan
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.export.schedulers import FlowSDEScheduler
 from ctrl_rl.kernels import ddim_kernel, euler_ancestral_kernel, flow_sde_kernel
-from ctrl_rl.pipeline_schedulers import FlowSDEScheduler
-from ctrl_rl.plans import RolloutPlan
 from ctrl_rl.policies import LowRankPolicy, PriorPolicy
 from ctrl_rl.priors import diffusers_prior
 from ctrl_rl.rewards import FunctionReward
-from ctrl_rl.rollouts import rollout
 
 pytest.importorskip("transformers")
 PROMPTS = ["a cat", "ein Hund 🐕", ""]

@@ -18,7 +18,7 @@ from ctrl_rl.rewards import (
     ImageClassifier,
     TextClassifier,
 )
-from ctrl_rl.rewards.pretrained import Pixels
+from ctrl_rl.rewards.models.pretrained import Pixels
 
 pytest.importorskip("transformers")
 TEXTS = ["a photo of a cat", "ein Hund 🐕", ""]

@@ -13,7 +13,7 @@ from running import own_reward, summary, train
 from torch import Tensor
 
 from ctrl_rl import keys
-from ctrl_rl.cli import main
+from ctrl_rl.cli.main import main
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.rewards import (
     ClassifierReward,

@@ -11,7 +11,7 @@ from running import own_reward, summary, train
 from torch import Tensor, nn
 
 from ctrl_rl import load_run
-from ctrl_rl.cli import main
+from ctrl_rl.cli.main import main
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.rewards import ClassifierReward, FunctionReward, LinearReward, MixtureClassifier
 

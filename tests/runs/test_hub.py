@@ -7,7 +7,7 @@ import torch
 from exports import as_images, drawn, export
 
 from ctrl_rl import ControlledPipeline
-from ctrl_rl.cli import main
+from ctrl_rl.cli.main import main
 from ctrl_rl.errors import ConfigError
 
 pytest.importorskip("transformers")

@@ -9,15 +9,15 @@ from running import summary, train
 from torch import Tensor, nn
 
 from ctrl_rl import load_run
-from ctrl_rl.api import make_process
-from ctrl_rl.build import build_heldout, build_process
 from ctrl_rl.classifiers.classifier import Classifier
 from ctrl_rl.classifiers.networks import PerceptronClassifier
-from ctrl_rl.cli import main
-from ctrl_rl.composition import compose
-from ctrl_rl.envs.process import DenoisingProcess
+from ctrl_rl.cli.main import main
+from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.rewards import ClassifierReward, FunctionReward, WeightedSum
+from ctrl_rl.runs.build import build_heldout, build_process
+from ctrl_rl.runs.compose import compose
+from ctrl_rl.runs.loaded import make_process
 
 NAMES = {"glasses": ("no", "yes"), "hair": ("black", "light_brown", "red"), "size": ()}
 

@@ -6,12 +6,12 @@ from running import SMALL, summary, train
 from safetensors.torch import load_file
 
 from ctrl_rl import load_run
-from ctrl_rl.cli import main
+from ctrl_rl.cli.main import main
+from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError, RunError
 from ctrl_rl.learning.checkpoint import Checkpoint
 from ctrl_rl.policies import PriorPolicy
-from ctrl_rl.rollouts import rollout
-from ctrl_rl.runs import Run, RunPlan
+from ctrl_rl.runs.folder import Run, RunPlan
 
 FIGURES = """task agent seed steps denoiser_calls reward_calls wall_s reward kl_nats log_z log_z_ci
 gap_nats gap_nats_ci gap_nats_certified eubo_gap_nats ess accuracy macro_f1 heldout_accuracy
@@ -182,3 +182,14 @@ def test_strict_json_for_figures_that_are_not_finite(tmp_path):
     run.write_summary({"a": float("inf"), "b": [float("nan"), {"c": 1.0}]})
     assert list(run.metrics()) == [{"update": 1, "kl": None}]
     assert summary(run.path) == {"a": None, "b": [None, {"c": 1.0}]}
+
+
+def test_runs_that_name_classes_where_they_were_are_resumed(tmp_path):
+    folder = train(tmp_path, "old", "agent=db", "trainer.updates=2")
+    config = folder / "config.yaml"
+    now = config.read_text()
+    old = now.replace("ctrl_rl.agents.parts.critics.", "ctrl_rl.critics.")
+    old = old.replace("ctrl_rl.runs.folder.no_logger", "ctrl_rl.runs.no_logger")
+    assert old.count("ctrl_rl.critics.") == old.count("ctrl_rl.runs.no_logger") == 1
+    config.write_text(old)
+    assert main(["train", f"resume={folder}", "checkpoint=0"]) == 0

@@ -1,0 +1,194 @@
+"""The command line: `ctrl-rl COMMAND [key=value ...]`.
+
+Nothing heavy is imported before a command needs it, so that help and typing errors answer at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NoReturn
+
+from ctrl_rl import __version__
+from ctrl_rl.benchmark.grid import build_grid
+from ctrl_rl.errors import CtrlError, did_you_mean
+from ctrl_rl.runs.compose import check_folders, compose, config_folder, defaults, files, groups
+from ctrl_rl.runs.interrupts import Interrupted
+
+_COMMANDS = {
+    "train": "train an agent in a task, then evaluate it",
+    "evaluate": "measure a run again, or what needs no training",
+    "sample": "draw from a run",
+    "export": "write a run as a LoRA and a pipeline for diffusers",
+    "dataset": "draw pictures of a prior and label them, for a classifier",
+    "pretrain": "train a prior on a dataset",
+    "benchmark": "compare agents over tasks and seeds",
+    "classifier": "fit and calibrate a classifier",
+    "list": "show every choice of every config group",
+}
+_OF_CONFIG = {"evaluate": "evaluate_method"}  # what a command does with a composed config
+_EXAMPLES = {
+    "train": """\
+  ctrl-rl train env=gaussian seed=3 trainer.updates=100
+  ctrl-rl train resume=runs/demo              go on after an interruption
+  ctrl-rl train resume=runs/demo checkpoint=50""",
+    "evaluate": """\
+  ctrl-rl evaluate run=runs/demo
+  ctrl-rl evaluate run=runs/demo checkpoint=50 evaluation.policy_samples=1024
+  ctrl-rl evaluate method=rejection env=faces
+  ctrl-rl evaluate method=reconstruction_guidance method.strength=2 env=faces""",
+    "sample": """\
+  ctrl-rl sample run=runs/demo control=3 n=64 seed=1
+  ctrl-rl sample run=runs/demo control=3 "strengths=[0,0.5,1,1.5,2]"
+  ctrl-rl sample run=runs/demo control.digit=3 strength=1.5 out=pictures""",
+    "export": """\
+  ctrl-rl export run=runs/sd out=exported
+  ctrl-rl export run=runs/sd out=exported hub=me/sd-sizes private=true
+  ctrl-rl export run=runs/sd out=exported hub=me/sd-sizes base=owner/model
+hub= uploads it; base= is how others find a base model that is a folder here.""",
+    "benchmark": """\
+  ctrl-rl benchmark agents=[ctrl,reinforce] tasks=[gaussian] seeds=[100,101,102]
+  ctrl-rl benchmark launcher=joblib +launcher_settings.n_jobs=4
+  ctrl-rl benchmark denoiser_calls=5000000 "overrides=['kernel.num_steps=20']"
+  ctrl-rl benchmark "+settings.ppo=['agent.clip=0.1']" root=runs/tuned out=reports/tuned
+The same command again goes on where it was interrupted, and writes the report anew.""",
+    "dataset": """\
+  ctrl-rl dataset env=digits n=2000 out=datasets/drawn
+  ctrl-rl dataset env=… prior.path=path/to/pipeline reward=jpeg n=10000
+The same command again goes on where it was interrupted.""",
+    "pretrain": "  ctrl-rl pretrain prior=digits out=priors/mine",
+    "classifier": "  ctrl-rl classifier classifier=digits out=classifiers/mine",
+    "list": "  ctrl-rl list --config-dir my_configs",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0, 2 for a refused setting, 130 after Ctrl-C."""
+    if "" not in sys.path:
+        sys.path.append("")  # plug-ins beside the user, as with `python -m`
+    try:
+        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except (CtrlError, OSError) as error:
+        print(f"ctrl-rl: {error}", file=sys.stderr)
+        return 130 if isinstance(error, Interrupted) else 2
+    except KeyboardInterrupt:
+        print("ctrl-rl: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf"):
+            raise  # a bug, here or in a plug-in, deserves its traceback
+        print(f"ctrl-rl: config: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(given: list[str]) -> int:
+    if given and not given[0].startswith("-") and given[0] not in _COMMANDS:
+        raise CtrlError(f"unknown command '{given[0]}'; {did_you_mean(given[0], _COMMANDS)}")
+    parser = _parser()
+    options, words = parser.parse_known_args(given)
+    command = options.command
+    wrong = [word for word in words if word.startswith("-")]
+    if wrong:
+        raise CtrlError(f"unknown option {wrong[0]}; see ctrl-rl {command or ''} --help")
+    if command is None:
+        parser.print_help()
+        return 0
+    extra = getattr(options, "config_dir", [])
+    if command == "list":
+        return _list(words, extra)
+    if command == "train" and any(word.startswith(("resume=", "checkpoint=")) for word in words):
+        command = "resume"
+    if command == "evaluate" and not any(word.startswith("method=") for word in words):
+        from ctrl_rl.cli import commands
+
+        return commands.evaluate(words)
+    if command in _main_configs():
+        config = compose(command, words, extra)  # before torch, so that errors come at once
+        asked = build_grid(config, extra) if command == "benchmark" else config
+        from ctrl_rl.cli import commands
+
+        return int(getattr(commands, _OF_CONFIG.get(command, command))(asked))
+    from ctrl_rl.cli import commands
+
+    return int(getattr(commands, command)(words))
+
+
+def _main_configs() -> list[str]:
+    return sorted(file.stem for file in config_folder().glob("*.yaml"))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CtrlError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    in_lines = partial(argparse.RawDescriptionHelpFormatter, max_help_position=16)
+    parser = _Parser(
+        prog="ctrl-rl",
+        description="Steer a pretrained diffusion model with soft RL, certified in nats.",
+        epilog=_describe(defaults("train"), "train"),
+        formatter_class=in_lines,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, text in _COMMANDS.items():
+        known = defaults(name) if name in _main_configs() else {}
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            usage=f"ctrl-rl {name} {'' if name == 'list' else '[key=value ...]'}",
+            epilog=f"examples:\n{_EXAMPLES[name]}\n\n{_describe(known, name) if known else ''}",
+            formatter_class=in_lines,
+            allow_abbrev=False,
+        )
+        if name in (*_main_configs(), "list"):
+            command.add_argument(
+                "--config-dir",
+                action="append",
+                default=[],
+                metavar="DIR",
+                help="a folder with config groups of your own, such as DIR/agent/mine.yaml; "
+                "its targets may be Python files of the working directory",
+            )
+    return parser
+
+
+def _describe(known: Mapping[str, str], name: str) -> str:
+    if name == "benchmark":  # has settings of its own instead of groups
+        text = (config_folder() / f"{name}.yaml").read_text().partition("\n\n")[2]
+        settings = [f"  {line}" for line in text.splitlines()]
+        return "\n".join(["settings, as key=value, and what they are by default:", *settings])
+    lines = [line for group in known for line in _choices(group)]
+    keys = f"Keys inside a group: trainer.updates=100. All choices: ctrl-rl list. {name} is"
+    keys = f"{keys} configs/{name}.yaml."
+    return "\n".join(["config groups, as group=choice:", *lines, "", keys])
+
+
+def _choices(group: str) -> list[str]:
+    """`group=one|other`, broken where a line would be too long."""
+    lines: list[str] = []
+    for name in files(group):
+        if lines and len(lines[-1]) + len(name) < 78:
+            lines[-1] += f"|{name}"
+        else:
+            lines.append(f"    |{name}" if lines else f"  {group}={name}")
+    return lines
+
+
+def _list(words: Sequence[str], extra: Sequence[str]) -> int:
+    if words:
+        raise CtrlError(f"list takes no '{words[0]}'; only --config-dir DIR")
+    check_folders(extra)
+    for group in groups(extra):
+        print(group)
+        for name, file in files(group, extra).items():
+            text = file.read_text(errors="replace").splitlines()
+            notes = [line[1:].strip() for line in text if line.startswith("#")]
+            notes = [note for note in notes if not note.startswith("@")]
+            print(f"  {name:<14} {notes[0] if notes else ''}".rstrip())
+    return 0

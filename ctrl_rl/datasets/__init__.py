@@ -1,9 +1,0 @@
-"""Offline pairs (x, y): what they are, and where they come from."""
-
-from ctrl_rl.datasets.faces import faces_dataset as faces_dataset
-from ctrl_rl.datasets.offline import DEFAULT_FRACTIONS as DEFAULT_FRACTIONS
-from ctrl_rl.datasets.offline import OfflineDataset as OfflineDataset
-from ctrl_rl.datasets.offline import as_float as as_float
-from ctrl_rl.datasets.sources import array_dataset as array_dataset
-from ctrl_rl.datasets.sources import digits_dataset as digits_dataset
-from ctrl_rl.datasets.sources import image_dataset as image_dataset

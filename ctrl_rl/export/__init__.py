@@ -1,0 +1,1 @@
+"""What other libraries can open: LoRA files and diffusers pipelines."""

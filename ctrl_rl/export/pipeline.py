@@ -1,0 +1,249 @@
+"""An exported run as a diffusers pipeline: the stock one, with a control beside the prompt."""
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ctrl_rl.assets import unreachable
+from ctrl_rl.conditions import Labels, all_names, checked_labels
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.export.schedulers import FlowSDEScheduler, scheduler_of
+from ctrl_rl.networks.perceptrons import ControlEmbedding
+from ctrl_rl.priors.diffusers.text_transformer import POOLED, ControlledTimeEmbedding, packed
+
+SETTINGS, EMBEDDING = "control.json", "control_embedding.safetensors"
+ADAPTERS = "pytorch_lora_weights.safetensors"  # what diffusers looks for
+FILES = [SETTINGS, EMBEDDING, ADAPTERS, "README.md"]
+
+
+def write_control(folder: Path, embedding: ControlEmbedding, settings: dict[str, Any]) -> None:
+    """Write what a `ControlledPipeline` has beside the adapters."""
+    tables = {name: table.cpu() for name, table in embedding.state_dict().items()}
+    save_file(tables, folder / EMBEDDING)
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+class ControlledPipeline:
+    """A text-to-image pipeline that also takes a control, as trained.
+
+        pipeline = ControlledPipeline.from_pretrained("exported").to("cuda")
+        images = pipeline("a cat", control={"size": 3}, strength=1.0).images
+
+    Everything else goes to the stock pipeline's call. Scheduler, number of steps, guidance and
+    negative prompt are those of training where the call does not say otherwise.
+
+    Args:
+        pipeline: the stock pipeline with the adapters loaded.
+        embedding: the tables of the controls.
+        settings: what control.json holds.
+        folder: where the adapters lie, for `save_pretrained`.
+    """
+
+    def __init__(
+        self, pipeline: Any, embedding: ControlEmbedding, settings: dict[str, Any], folder: Path
+    ) -> None:
+        self.pipeline, self.embedding = pipeline, embedding
+        self.settings, self.folder = settings, folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, base: str | None = None, **more: Any) -> Any:
+        """Load what `ctrl-rl export` wrote.
+
+        Args:
+            folder: the exported folder, or its id on the hub.
+            base: folder or hub id of the base model; None for the one it was trained on.
+            **more: for the stock pipeline's `from_pretrained`; `dtype` is that of training.
+
+        Raises:
+            ConfigError: the folder is not an exported one, or a model cannot be had.
+        """
+        where, folder = str(folder), _downloaded(folder, more)
+        if not (folder / SETTINGS).is_file():
+            raise ConfigError(f"{where} has no {SETTINGS}; give what `ctrl-rl export` made")
+        settings = json.loads((folder / SETTINGS).read_text())
+        kind = getattr(diffusers, settings["pipeline"])
+        more = {"dtype": getattr(torch, settings["dtype"]), **more}
+        source = base or settings["base_model"]
+        try:
+            pipeline = kind.from_pretrained(source, **more)
+        except Exception as error:  # of the hub's client, of a broken folder: many kinds
+            raise unreachable("base", source, f"a {settings['pipeline']}", error) from error
+        pipeline.scheduler = scheduler_of(settings, pipeline.scheduler.config)
+        network = getattr(pipeline, settings["part"])
+        network.load_lora_adapter(load_file(folder / ADAPTERS), prefix=settings["part"])
+        if settings["part"] == "unet":
+            network.class_embedding = nn.Identity()  # takes a ready vector, see `TextUNet`
+            features = network.time_embedding.linear_2.out_features
+        else:
+            network.time_text_embed = ControlledTimeEmbedding(network.time_text_embed)
+            features = network.time_text_embed.features
+        embedding = ControlEmbedding(settings["controls"], features)
+        embedding.load_state_dict(load_file(folder / EMBEDDING))
+        return cls(pipeline, embedding.requires_grad_(False), settings, folder)
+
+    def to(self, *arguments: Any, **named: Any) -> "ControlledPipeline":
+        """Move everything, as a stock pipeline moves."""
+        self.pipeline.to(*arguments, **named)
+        self.embedding.to(self.pipeline.device)
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapters, the tables and the settings; the base model is named, not copied."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.resolve() != self.folder.resolve():
+            shutil.copyfile(self.folder / ADAPTERS, folder / ADAPTERS)
+        write_control(folder, self.embedding, self.settings)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        control: Mapping[str, Labels] | None = None,
+        strength: float = 1.0,
+        **more: Any,
+    ) -> Any:
+        """Draw images.
+
+        Args:
+            prompt: one, or one per image; None where `prompt_embeds` are given.
+            control: a label for all, or one per prompt, by name of the control, such as
+                {"size": 3} or {"glasses": "yes"}; what is missing, or "any", asks for nothing.
+            strength: of the control and all that was trained: 0 is the base model, 1 as trained.
+            **more: for the stock pipeline's call.
+
+        Returns:
+            What the stock pipeline returns.
+
+        Raises:
+            ConfigError: an unknown control, a label out of range, a strength below 0, or neither a
+                prompt nor what it is encoded as.
+        """
+        if not strength >= 0:
+            raise ConfigError(f"strength={strength} must be >= 0; 0 is the base model")
+        if prompt is None and more.get("prompt_embeds") is None:
+            raise ConfigError("give a prompt, or prompt_embeds as the stock pipeline takes them")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        number = len(more["prompt_embeds"] if prompts is None else prompts)
+        device = self.embedding.nothing.device
+        # Folders of earlier releases have no names.
+        names = all_names(self.settings["controls"], self.settings.get("label_names", {}))
+        labels = checked_labels(control or {}, names, number, device)
+        trained = dict(self.settings["call"])
+        if more.get("negative_prompt_embeds") is not None:
+            trained.pop("negative_prompt", None)  # which they take the place of
+        given = {**trained, **more}
+        if isinstance(given.get("negative_prompt"), str):
+            given["negative_prompt"] = [given["negative_prompt"]] * number
+        images = given.get("num_images_per_prompt") or 1
+        vectors = self.embedding(labels).expand(number, -1).repeat_interleave(images, 0)
+        negative = (given.get(name) for name in ("negative_prompt", "negative_prompt_embeds"))
+        asked = any(each is not None for each in negative)
+        separate = asked and given.get("true_cfg_scale", 1) > 1  # as Flux has it
+        with self._drawing(given), self._steered(vectors, strength, separate=separate):
+            return self.pipeline(prompts if prompts is None else list(prompts), **given)
+
+    @contextmanager
+    def _drawing(self, given: Mapping[str, Any]) -> Iterator[None]:
+        """A flow scheduler with the call's noise, unless it has its own."""
+        scheduler = self.pipeline.scheduler
+        if not isinstance(scheduler, FlowSDEScheduler) or scheduler.draw is not None:
+            yield
+            return
+        scheduler.draw = partial(self._draw, given)
+        try:
+            yield
+        finally:
+            scheduler.draw = None
+
+    def _draw(self, given: Mapping[str, Any], latents: Tensor) -> Tensor:
+        """Noise of the call's generator, for a scheduler that is given none."""
+        draw = partial(randn_tensor, generator=given.get("generator"), device=latents.device)
+        if latents.ndim == 4:
+            return draw(latents.shape)
+        scale, side = self.pipeline.vae_scale_factor, self.pipeline.default_sample_size
+        height, width = (given.get(name) or side * scale for name in ("height", "width"))
+        sides = (2 * (side // (2 * scale)) for side in (height, width))  # as the pipeline rounds
+        return packed(draw((len(latents), latents.shape[2] // 4, *sides)))
+
+    @contextmanager
+    def _steered(self, vectors: Tensor, strength: float, *, separate: bool) -> Iterator[None]:
+        """The network with the control where the prompt is asked, its change scaled, for one call.
+
+        Args:
+            vectors: [B, E] the control's embedding per image.
+            strength: of the control and all that was trained.
+            separate: whether guidance asks in two calls, first with the prompt, instead of in one.
+        """
+        network = getattr(self.pipeline, self.settings["part"])
+        stock, calls = network.forward, itertools.count()
+
+        def forward(*given: Any, **named: Any) -> Any:
+            sample = given[0] if given else named["hidden_states"]
+            nothing = next(calls) % 2 if separate else 0
+            rows = vectors.to(sample) * (1 - nothing)
+            if len(sample) == 2 * len(rows):  # guidance: the first half asks for nothing
+                rows = torch.cat([torch.zeros_like(rows), rows])
+            # Where the last step has no noise it was no action: the base model does it.
+            last = self._is_last(given[1] if len(given) > 1 else named["timestep"], sample)
+            weight = 0.0 if last and self.settings["read_out"] else strength
+            if weight == 1:
+                return stock(*given, **_controlled(named, rows))
+            network.disable_adapters()
+            try:
+                base = stock(*given, **_controlled(named, torch.zeros_like(rows)))
+            finally:
+                network.enable_adapters()
+            if weight == 0:
+                return base
+            found = stock(*given, **_controlled(named, rows))
+            mixed = base[0] + weight * (found[0] - base[0])
+            return (mixed,) if isinstance(found, tuple) else type(found)(sample=mixed)
+
+        before = network.__dict__.get("forward")
+        network.forward = forward
+        try:
+            yield
+        finally:
+            del network.forward
+            if before is not None:
+                network.forward = before
+
+    def _is_last(self, timestep: Any, sample: Tensor) -> bool:
+        """Whether the network is asked for the scheduler's last step."""
+        unit = 1000 if sample.ndim == 3 else 1  # Flux's pipeline gives thousandths
+        asked = float(torch.as_tensor(timestep).flatten()[0]) * unit
+        last = float(self.pipeline.scheduler.timesteps[-1])
+        return math.isclose(asked, last, rel_tol=0.01, abs_tol=1e-6)  # bfloat16 has three digits
+
+
+def _downloaded(folder: str | Path, more: Mapping[str, Any]) -> Path:
+    """The folder, which the hub has where this machine does not."""
+    here = Path(folder).expanduser()
+    if here.is_dir() or isinstance(folder, Path):
+        return here
+    from huggingface_hub import snapshot_download
+
+    client = {key: more[key] for key in ("token", "cache_dir", "local_files_only") if key in more}
+    try:
+        return Path(snapshot_download(folder, allow_patterns=FILES, **client))
+    except Exception as error:  # of the hub's client: many kinds
+        raise unreachable("folder", folder, "what `ctrl-rl export` made", error) from error
+
+
+def _controlled(named: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The network's arguments with a control's embedding [B, E], as its prior passes it."""
+    if POOLED in named:
+        return {**named, POOLED: torch.cat([named[POOLED], rows.to(named[POOLED])], dim=1)}
+    return {**named, "class_labels": rows}

@@ -1,0 +1,1 @@
+"""Rewards by models of other people."""

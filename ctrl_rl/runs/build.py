@@ -1,0 +1,291 @@
+"""From config to objects: the only module that instantiates configs."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from importlib.util import find_spec
+from inspect import signature
+from typing import Any, TypeVar
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from ctrl_rl.agents.agent import Agent
+from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
+from ctrl_rl.classifiers.calibration import CalibrationReport
+from ctrl_rl.conditions import check_same_labels
+from ctrl_rl.data import OfflineDataset
+from ctrl_rl.envs.chain import DenoisingProcess
+from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, one_line
+from ctrl_rl.evaluation.evaluate import EvaluationPlan
+from ctrl_rl.evaluation.samplers import Sampler
+from ctrl_rl.learning.generation import GenerationPlan
+from ctrl_rl.learning.learner import TrainerConfig
+from ctrl_rl.learning.pretrain import PretrainPlan
+from ctrl_rl.policies import DenoisingPolicy
+from ctrl_rl.rewards.classifier import LabelModel
+from ctrl_rl.runs.arguments import check_arguments, check_value
+from ctrl_rl.runs.folder import Run, RunPlan
+
+Config = TypeVar("Config")
+
+
+def _make(config: DictConfig, where: str, /, **arguments: Any) -> Any:
+    """Instantiate the node at the dotted name `where`, with arguments that no config can hold.
+
+    Raises:
+        ConfigError: the node does not fit its target; errors of the project come as they are.
+    """
+    _check_node(OmegaConf.to_container(config, resolve=True), where, arguments)
+    try:
+        built = instantiate(config, _convert_="all")
+        return built(**arguments) if arguments else built
+    except (InstantiationException, TypeError, ValueError, ImportError) as error:
+        nested = re.search(r"full_key: (\S+)\s*$", str(error))  # hydra's word for the node
+        place = nested[1] if nested else where
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, CtrlError):
+            named = str(cause).startswith(f"{where}.")  # says by itself which setting it is
+            raise (cause if named else type(cause)(f"{place}: {cause}")) from None
+        raise ConfigError(f"{place} cannot be built: {one_line(cause)}") from error
+
+
+def _check_node(node: Any, where: str, given: Collection[str] = ()) -> None:
+    """Check a node with a `_target_` against it, and all nodes inside."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return
+    values = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
+    if "_target_" in node:
+        try:
+            target = get_object(node["_target_"])
+        except Exception as error:  # whatever a plug-in's module raises when it is imported
+            reason = one_line(error)
+            raise ConfigError(f"{where}._target_={node['_target_']} fails: {reason}") from error
+        check_arguments(target, values, where, given)
+    for key, value in values.items():
+        # What an agent builds itself, such as its critic, gets the agent's own task.
+        partial = isinstance(value, dict) and value.get("_partial_", False)
+        _check_node(value, f"{where}.{key}", ("task",) if partial else ())
+
+
+def _settings(kind: type[Config], config: Any, where: str) -> Config:
+    """A settings dataclass from a config node."""
+    values = _keys_of(config, where)
+    check_arguments(kind, values, where)
+    return kind(**values)
+
+
+def _keys_of(config: Any, where: str) -> dict[str, Any]:
+    """The plain entries of the node at `where`."""
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{where}={config} must be keys and values; set {where}.KEY=… instead")
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def build_device(config: DictConfig) -> torch.device:
+    """The device of a run, checked to exist."""
+    try:
+        device = torch.device(config.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device={config.device} cannot be used ({reason}); try device=cpu"
+        ) from error
+    return device
+
+
+def set_threads(config: DictConfig) -> None:
+    """Give torch the config's number of CPU threads, for the whole program."""
+    check_value(config.threads, int, "threads")
+    if config.threads < 1:
+        raise ConfigError(f"threads={config.threads} must be 1 or more")
+    torch.set_num_threads(config.threads)
+
+
+def build_compile_backend(config: DictConfig) -> str | None:
+    """The backend of `torch.compile` that networks are compiled with, or None."""
+    backend = config.get("compile")  # which older runs do not have
+    if backend is None:
+        return None
+    check_value(backend, str, "compile")
+    check_choice("compile", backend, torch.compiler.list_backends(exclude_tags=()))
+    if "isolate_recompiles" not in signature(torch.compile).parameters:
+        raise ConfigError(
+            f"compile={backend} needs torch 2.13 or newer, and this is {torch.__version__}; use "
+            "compile=null"
+        )
+    return str(backend)
+
+
+def build_process(config: DictConfig) -> DenoisingProcess:
+    """The MDP: prior, kernel, reward and control law."""
+    device = build_device(config)
+    check_value(config.env.guidance_strength, float, "env.guidance_strength")
+    prior = _make(config.prior, "prior")
+    process = DenoisingProcess(
+        prior=prior,
+        kernel=_make(config.kernel, "kernel", scheduler_config=prior.scheduler_config),
+        reward=_make(config.reward, "reward"),
+        guidance_strength=config.env.guidance_strength,
+        control_law=_make(config.control_law, "control_law"),
+    )
+    return process.to(device)
+
+
+def build_env(config: DictConfig, process: DenoisingProcess) -> LatentEnv:
+    """The TorchRL env of training: as many episodes as an update has."""
+    size, device = config.trainer.batch_size, process.kernel.scale.device
+    return LatentEnv(process, num_envs=size, seed=check_seed(config.seed), device=device)
+
+
+def check_seed(seed: Any, where: str = "seed") -> int:
+    """The seed, if a generator takes it."""
+    check_value(seed, int, where)
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"{where}={seed} must be 0 or more, and less than 2^63")
+    return int(seed)
+
+
+def build_policy(config: DictConfig, process: DenoisingProcess) -> DenoisingPolicy:
+    """The untrained policy; its initial weights depend on the config's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(check_seed(config.seed))
+        policy: DenoisingPolicy = _make(
+            config.policy,
+            "policy",
+            prior=process.prior,
+            kernel=process.kernel,
+            controls=process.controls,
+        )
+        policy = _guided(config, process, policy)
+    return policy.to(process.kernel.scale.device)
+
+
+def _guided(
+    config: DictConfig, process: DenoisingProcess, policy: DenoisingPolicy
+) -> DenoisingPolicy:
+    """The policy with what the config's guidance adds, where there is any."""
+    if config.get("guidance") is None:  # which older runs do not have
+        return policy
+    value = process.value_of_clean if process.reward_model.differentiable else None
+    guided: DenoisingPolicy = _make(config.guidance, "guidance", policy=policy, value=value)
+    return guided
+
+
+def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
+    """The agent, refused where the reward has no gradient that it needs.
+
+    One with networks of its own is a `_partial_` node and gets a `TaskSpec` as `task`.
+    """
+    task = TaskSpec(
+        shape=process.shape, num_steps=process.num_steps, controls=process.conditions.sizes
+    )
+    given = {"task": task} if config.agent.get("_partial_", False) else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(check_seed(config.seed))
+        agent: Agent = _make(config.agent, "agent", **given)
+    for phase in agent.phases.values():
+        if not isinstance(getattr(phase, "plan", None), RolloutPlan):
+            raise ConfigError(
+                f"{type(phase).__name__} has no plan, which says what its rollouts keep; for "
+                "example plan = RolloutPlan(gradients='score'), see ctrl_rl.agents.plan"
+            )
+    if agent.needs_reward_gradient and not process.reward_model.differentiable:
+        raise ConfigError(
+            f"agent={config.choices.agent} differentiates the reward, and "
+            f"reward={config.choices.reward} is not differentiable; use an agent that does "
+            "not need the gradient, or a differentiable reward"
+        )
+    return agent.to(process.kernel.scale.device)
+
+
+def build_method(config: DictConfig, process: DenoisingProcess) -> Sampler:
+    """What draws samples without any training."""
+    method: Sampler = _make(config.method, "method", process=process)
+    return method
+
+
+def build_run_plan(config: DictConfig) -> RunPlan:
+    """Where the run goes."""
+    return _settings(RunPlan, config.run, "run")
+
+
+def build_trainer_config(config: DictConfig) -> TrainerConfig:
+    """Settings of the training loop."""
+    return _settings(TrainerConfig, config.trainer, "trainer")
+
+
+def build_evaluation_plan(config: DictConfig) -> EvaluationPlan:
+    """Settings of the evaluation."""
+    node = OmegaConf.masked_copy(
+        config.evaluation, [k for k in config.evaluation if k != "heldout"]
+    )
+    return _settings(EvaluationPlan, node, "evaluation")
+
+
+def build_heldout(config: DictConfig, process: DenoisingProcess) -> Mapping[str, LabelModel]:
+    """Classifiers by control that only judge; empty where a task has none."""
+    heldout: dict[str, LabelModel] = {}
+    for name in _keys_of(config.evaluation.heldout, "evaluation.heldout"):
+        if name not in process.controls:
+            hint = did_you_mean(str(name), process.controls)
+            raise ConfigError(f"evaluation.heldout names the unknown control '{name}'; {hint}")
+        model = _make(config.evaluation.heldout[name], f"evaluation.heldout.{name}")
+        check_same_labels(
+            f"evaluation.heldout.{name}",
+            getattr(model, "label_names", ()) or getattr(model, "num_labels", None),
+            process.conditions.names[str(name)],
+        )
+        heldout[str(name)] = model.to(process.kernel.scale.device)
+    return heldout
+
+
+def build_logger(config: DictConfig) -> Callable[[Run], Any]:
+    """What makes a TorchRL logger, or None, that writes into a run's folder."""
+    target = config.logger["_target_"].rpartition(".")[2]
+    if target == "WandbLogger" and find_spec("wandb") is None:
+        raise ConfigError("logger=wandb needs a package that is not here: pip install wandb")
+
+    def make(run: Run) -> Any:
+        if target == "WandbLogger":
+            arguments = {"exp_name": run.path.name, "save_dir": str(run.path)}
+        else:
+            arguments = {"exp_name": "log", "log_dir": str(run.path)}
+        return _make(config.logger, "logger", **arguments)
+
+    return make
+
+
+def build_dataset(config: DictConfig) -> OfflineDataset:
+    """The offline dataset."""
+    dataset: OfflineDataset = _make(config.dataset, "dataset")
+    return dataset
+
+
+def build_generation_plan(config: DictConfig) -> GenerationPlan:
+    """How many pictures are drawn."""
+    for name in ("n", "batch_size"):
+        check_value(config[name], int, name)
+    return GenerationPlan(n=config.n, batch_size=config.batch_size, seed=check_seed(config.seed))
+
+
+def build_pretrain_plan(config: DictConfig) -> PretrainPlan:
+    """Settings of pretraining."""
+    return _settings(PretrainPlan, config.recipe, "recipe")
+
+
+def fit_classifier(config: DictConfig, dataset: OfflineDataset) -> CalibrationReport:
+    """Fit, calibrate and save the classifier of a config."""
+    report: CalibrationReport = _make(
+        config.classifier, "classifier", dataset=dataset, out=config.out
+    )
+    return report

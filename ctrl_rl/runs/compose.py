@@ -1,0 +1,195 @@
+"""Composing configs: Hydra's compose with errors that a person can act on.
+
+The yaml files are the registry: a group's choices are the files of its folder, here and in every
+folder given as `--config-dir`. No torch is imported, so that typing errors answer at once.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Where classes are now that runs of earlier versions name.
+_MOVED = {
+    "ctrl_rl.critics.": "ctrl_rl.agents.parts.critics.",
+    "ctrl_rl.runs.no_logger": "ctrl_rl.runs.folder.no_logger",
+}
+
+
+def config_folder() -> Path:
+    """Folder of the project's own configs."""
+    import ctrl_rl.configs
+
+    return Path(ctrl_rl.configs.__path__[0])
+
+
+def files(group: str, extra: Sequence[str] = ()) -> dict[str, Path]:
+    """The yamls of a group by name: the project's, then those of extra config folders."""
+    folders = [Path(folder) for folder in extra] + [config_folder()]
+    found = [file for folder in folders for file in (folder / group).glob("*.yaml")]
+    return dict(sorted(((file.stem, file) for file in found), key=lambda pair: pair[0]))
+
+
+def groups(extra: Sequence[str] = ()) -> list[str]:
+    """Names of all config groups."""
+    folders = [config_folder(), *(Path(folder) for folder in extra)]
+    found = {path.name for folder in folders for path in folder.iterdir()}
+    return sorted(name for name in found if files(name, extra))
+
+
+def defaults(name: str) -> dict[str, str]:
+    """Groups of a main config, such as `train`, and what each is by default."""
+    text = (config_folder() / f"{name}.yaml").read_text()
+    found: dict[str, str] = {}
+    for other in re.findall(r"^  - ([a-z]\w*)(?: #.*)?$", text, re.MULTILINE):
+        found |= defaults(other)  # of a main config that this one stands on
+    return found | dict(re.findall(r"^  - (\w+): (\S+)", text, re.MULTILINE))
+
+
+def check_folders(extra: Sequence[str]) -> None:
+    """Raise `ConfigError` where a `--config-dir` is not a folder."""
+    for folder in extra:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir {folder} is not a folder")
+
+
+def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "DictConfig":
+    """Compose a main config with overrides.
+
+    Args:
+        name: `train`, `pretrain` or `classifier`: a yaml at the top of the config folder.
+        overrides: Hydra overrides, such as ``agent=ctrl`` or ``trainer.updates=100``.
+        extra: more config folders, searched after the project's; for plug-ins outside of it.
+
+    Returns:
+        The resolved config; `choices` in it holds what was chosen of every group.
+
+    Raises:
+        ConfigError: an unknown group, choice, key or a missing value, with the nearest match.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    check_folders(extra)
+    _check_choices(name, overrides, extra)
+    search = ",".join(f"'file://{Path(folder).resolve()}'" for folder in extra)
+    try:
+        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+            words = [f"hydra.searchpath=[{search}]", *overrides]
+            composed = hydra.compose(name, words, return_hydra_config=True)
+        OmegaConf.set_struct(composed, False)
+        picked = composed.pop("hydra").runtime.choices
+        composed.choices = {key: value for key, value in picked.items() if "/" not in key}
+        OmegaConf.resolve(composed)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        unknown = re.search(r"Could not override '([^']+)'", str(error))
+        if unknown:
+            key = unknown.group(1)
+            good = [other for other in overrides if _key(other) != key]
+            if len(good) == len(overrides):  # the word stands in a file
+                raise ConfigError(one_line(error)) from error
+            raise ConfigError(_unknown(key, compose(name, good, extra))) from error
+        raise ConfigError(one_line(error)) from error
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"no value for {missing[0]}; add {missing[0]}=…")
+    OmegaConf.set_struct(composed, True)
+    return composed
+
+
+def saved(file: Path, overrides: Sequence[str] = ()) -> "DictConfig":
+    """A run's own config, with overrides of keys that it has.
+
+    Raises:
+        RunError: the file is damaged.
+        ConfigError: an override of a key that it does not have.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        text = file.read_text()
+        for old, new in _MOVED.items():
+            text = text.replace(f"_target_: {old}", f"_target_: {new}")
+        config = OmegaConf.create(text)
+    except (OSError, UnicodeDecodeError, OmegaConfBaseException, YAMLError) as error:
+        raise RunError(f"{file} cannot be read: {one_line(error)}") from error
+    if not isinstance(config, DictConfig):
+        raise RunError(f"{file} is not the config of a run; restore it or train anew")
+    OmegaConf.set_struct(config, True)
+    for word in overrides:
+        parsed = _parse(word)
+        try:
+            OmegaConf.update(config, parsed.key_or_group, parsed.value())
+        except OmegaConfBaseException as error:
+            raise ConfigError(_unknown(parsed.key_or_group, config)) from error
+    return config
+
+
+def _parse(word: str) -> Any:
+    """Parse one override by Hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if "=" not in word and not word.startswith("~"):
+        raise ConfigError(f"'{word}' is no override; write key=value, such as agent=ctrl")
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        reason = one_line(error).partition(" See https")[0]
+        key = _key(word)
+        raise ConfigError(
+            f"cannot read {word} ({reason}); close every bracket and quote, and quote "
+            f"text with special characters: \"{key}='…'\""
+        ) from error
+    if parsed.is_sweep_override():
+        raise ConfigError(f"{word} has several values; give one, or a list in brackets: [a,b]")
+    return parsed
+
+
+def _check_choices(name: str, overrides: Sequence[str], extra: Sequence[str]) -> None:
+    """Refuse unknown choices by name before Hydra does so in a paragraph."""
+    known = defaults(name)
+    for word in overrides:
+        parsed = _parse(word)
+        group = parsed.key_or_group
+        if group in known and not parsed.is_delete():
+            chosen, accepted = parsed.value(), list(files(group, extra))
+            accepted += ["null"] if known[group] == "null" else []
+            chosen = "null" if chosen is None else str(chosen)
+            if chosen not in accepted:
+                raise ConfigError(f"unknown {group} '{chosen}'; {did_you_mean(chosen, accepted)}")
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _unknown(key: str, config: "DictConfig") -> str:
+    """Message for an unknown key: the nearest of the keys beside it."""
+    parent = key.rpartition(".")[0]
+    known = [other for other in _keys(config) if other.partition(".")[0] != "choices"]
+    siblings = [other for other in known if other.rpartition(".")[0] == parent]
+    if key in known:
+        return f"{key} is filled entry by entry; write +{key}.NAME=… for each"
+    if not siblings and parent in known and config[parent] == {}:
+        return f"{parent} is empty; write +{key}=… to add to it"
+    hint = did_you_mean(key, siblings or [other for other in known if "." not in other])
+    return f"unknown key '{key}'; {hint}"
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a config."""
+    for key in config:
+        yield f"{prefix}{key}"
+        if hasattr(config[key], "keys"):
+            yield from _keys(config[key], f"{prefix}{key}.")

@@ -1,0 +1,210 @@
+"""Public Python: load a run, sample from it, evaluate it; make environments of tasks."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ctrl_rl.conditions import Label, Labels, described
+from ctrl_rl.envs.chain import DenoisingProcess
+from ctrl_rl.envs.control import ControlEnv, ControlVectorEnv
+from ctrl_rl.envs.latent import LatentEnv
+from ctrl_rl.errors import ConfigError, RunError
+from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
+from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
+from ctrl_rl.evaluation.side_by_side import Strip
+from ctrl_rl.learning.checkpoint import NO_TRAINING, Checkpoint
+from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
+from ctrl_rl.priors import Prior
+from ctrl_rl.runs import build
+from ctrl_rl.runs.compose import compose, saved
+from ctrl_rl.runs.folder import Run
+
+
+def make_process(task: str, overrides: Sequence[str] = ()) -> DenoisingProcess:
+    """The MDP of a task, such as "digits"."""
+    return build.build_process(compose("train", [f"env={task}", *overrides]))
+
+
+def make_env(
+    task: str, *, num_envs: int = 64, seed: int = 0, overrides: Sequence[str] = ()
+) -> LatentEnv:
+    """The TorchRL env of a task.
+
+    Args:
+        task: name of a yaml in `configs/env`, such as "digits".
+        num_envs: batch size.
+        seed: of the env's generator.
+        overrides: Hydra overrides, such as ``["kernel.num_steps=20"]``.
+    """
+    process = make_process(task, overrides)
+    return LatentEnv(process, num_envs=num_envs, seed=seed, device=process.kernel.scale.device)
+
+
+def make_control_env(task: str, *, overrides: Sequence[str] = ()) -> ControlEnv:
+    """Entry point of `gymnasium.make`."""
+    config = compose("train", [f"env={task}", *overrides])
+    process = build.build_process(config)
+    return ControlEnv(process, control_scale=config.env.control_scale)
+
+
+def make_control_vector_env(
+    task: str, *, num_envs: int, overrides: Sequence[str] = ()
+) -> ControlVectorEnv:
+    """Entry point of `gymnasium.make_vec`."""
+    config = compose("train", [f"env={task}", *overrides])
+    process = build.build_process(config)
+    scale = config.env.control_scale
+    return ControlVectorEnv(process, num_envs=num_envs, control_scale=scale)
+
+
+class LoadedRun:
+    """A run, ready to sample.
+
+    Attributes:
+        config: the resolved config.
+        env: the latent env, `trainer.batch_size` episodes.
+        sampler: what draws: the trained policy rolled out, or a method that needs no training.
+        prior: the pretrained model.
+        cost: what training took until the checkpoint: steps, calls, seconds.
+        summary: what summary.json holds, or an empty dict before the evaluation.
+    """
+
+    def __init__(self, run: Run, checkpoint: int | None = None) -> None:
+        self.run = run
+        self.config = saved(run.config_file)
+        self.sampler: Sampler
+        process = build.build_process(self.config)
+        self.env = build.build_env(self.config, process)
+        # Which older runs do not have.
+        process.execution.microbatch = self.config.trainer.get("microbatch")
+        if self.config.get("method") is not None:
+            self.cost, self.sampler = dict(NO_TRAINING), build.build_method(self.config, process)
+        else:
+            loaded = run.load(checkpoint)
+            self.cost = loaded.cost
+            self.sampler = PolicySampler(process, self._trained(loaded))
+
+    def _trained(self, loaded: Checkpoint) -> DenoisingPolicy:
+        policy = build.build_policy(self.config, self.env.process)
+        prefix = "average.module."
+        averaged = {
+            name.removeprefix(prefix): value
+            for name, value in loaded.training.items()
+            if name.startswith(prefix)
+        }
+        try:
+            policy.load_state_dict(averaged or loaded.policy)
+        except RuntimeError as error:
+            raise RunError(
+                f"{self.run.path} holds weights of another policy than its config"
+            ) from error
+        policy.requires_grad_(False)
+        return policy
+
+    @property
+    def policy(self) -> DenoisingPolicy:
+        """The trained policy, or one that needs no training."""
+        return self.sampler.policy
+
+    @property
+    def prior(self) -> Prior:
+        """The pretrained model."""
+        return self.env.process.prior
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds, or an empty dict."""
+        file = self.run.path / "summary.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def sample(
+        self,
+        control: Labels | Mapping[str, Labels] | None = None,
+        n: int = 16,
+        seed: int = 0,
+        strength: float = 1.0,
+    ) -> Tensor:
+        """Draw clean samples.
+
+        Args:
+            control: a label, or [n] of them, by their names or places: "yes" or 1; by name of the
+                control where there are several, such as {"glasses": "yes"}; under "prompt" one of
+                the prior's prompts. What is not given, or "any", asks for nothing.
+            n: number of samples.
+            seed: same seed, same samples.
+            strength: drift relative to the trained policy's: 0 is the prior, 1 the policy.
+
+        Returns:
+            [n, *D] float32.
+
+        Raises:
+            ConfigError: a control, label, number or strength out of range.
+        """
+        return self.strip(control, n=n, seed=seed, strength=strength).samples
+
+    def strip(
+        self,
+        control: Labels | Mapping[str, Labels] | None = None,
+        n: int = 16,
+        seed: int = 0,
+        strength: float = 1.0,
+    ) -> Strip:
+        """Draw clean samples with the latents that they come from; everything else as `sample`.
+
+        Strips of the same n and seed have the same noise, whatever their control and strength.
+        """
+        process = self.env.process
+        if n < 1:
+            raise ConfigError(f"n={n} must be 1 or more")
+        if not 0 <= strength < math.inf:
+            raise ConfigError(f"strength={strength} must be >= 0; 0 is the prior, 1 the policy")
+        build.check_seed(seed)
+        control = {} if control is None else control
+        if not isinstance(control, Mapping):
+            if len(process.conditions.sizes) != 1:
+                names = described(process.conditions.names)
+                has = f"the controls {names}; give labels by control" if names else "no control"
+                raise ConfigError(f"this run has {has}")
+            control = {next(iter(process.conditions.sizes)): control}
+        # Whatever draws, at strength 0 it is the prior.
+        prior = PolicySampler(process, PriorPolicy(process.kernel))
+        sampler = prior if strength == 0 else self.sampler.at_strength(strength)
+        labels = process.check_control(control, n)
+        first = {name: int(label[0]) for name, label in labels.items()}
+        title = process.conditions.title(first)
+        return sampler.strip(labels, title=title, n=n, seed=seed)
+
+    def evaluate(
+        self,
+        plan: EvaluationPlan | None = None,
+        report: Callable[[int, int], None] = lambda done, total: None,
+        conditions: Sequence[Mapping[str, Label]] | None = None,
+    ) -> Evaluation:
+        """Measure the policy.
+
+        Args:
+            plan: numbers of samples and the like; None for what the config's `evaluation` says.
+            report: called with (conditions done, conditions in all), for a progress bar.
+            conditions: what is asked for, such as `[{"hat": "yes"}, {"glasses": "no"}]`; a control
+                that is left out is asked for nothing. None for every combination of labels.
+        """
+        plan = plan or build.build_evaluation_plan(self.config)
+        heldout = build.build_heldout(self.config, self.env.process)
+        return evaluate(self.sampler, plan, heldout=heldout, conditions=conditions, report=report)
+
+
+def load_run(path: str | Path, checkpoint: int | None = None) -> LoadedRun:
+    """Load a run folder.
+
+    Args:
+        path: the folder, such as "runs/demo".
+        checkpoint: update of the checkpoint to load; None for the newest.
+
+    Raises:
+        RunError: there is no run, or its checkpoint is damaged.
+    """
+    return LoadedRun(Run.open(Path(path)), checkpoint)

@@ -1,0 +1,242 @@
+"""From a config to a finished run folder: training, evaluation, summary and picture.
+
+`ctrl-rl train` and every cell of a benchmark are this one function.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ctrl_rl.errors import NonFiniteError, RunError
+from ctrl_rl.evaluation.compare import compare
+from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, prior_log_z
+from ctrl_rl.evaluation.film import NO_FILM, draw_film, strips_of
+from ctrl_rl.evaluation.pictures import draw_samples
+from ctrl_rl.evaluation.quality import in_words
+from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
+from ctrl_rl.evaluation.side_by_side import MOST_CONDITIONS, Comparison
+from ctrl_rl.learning.checkpoint import NO_TRAINING, Checkpoint
+from ctrl_rl.learning.checks import check_start, compile_networks
+from ctrl_rl.learning.learner import AUTO, Learner
+from ctrl_rl.learning.trainer import Trainer
+from ctrl_rl.learning.update import fit_microbatch, rehearse
+from ctrl_rl.runs import build
+from ctrl_rl.runs.folder import Run
+from ctrl_rl.runs.interrupts import Interrupted, stop_on_interrupt
+from ctrl_rl.runs.progress import bar, say, show_summary
+
+# Nats per dimension. A compiled forward pass rounds otherwise with a backward pass than without
+# one: clean estimates of Stable Diffusion's architecture were up to 4e-6 apart.
+_COMPILED_TOLERANCE = 1e-4
+_PICTURE_SEED = 900_000  # added to the evaluation's: of the noise of pictures and films
+_LOG_Z_SEED = 777_777  # of the live gap estimate's prior samples, apart from training's
+
+# Both talk of what the project reports in its own words.
+logging.getLogger("torchrl").setLevel(logging.WARNING)
+logging.getLogger("hydra").setLevel(logging.CRITICAL)
+
+
+def train_and_evaluate(
+    config: DictConfig,
+    run: Run | None = None,
+    checkpoint: Checkpoint | None = None,
+    *,
+    quiet: bool = False,
+) -> Run:
+    """Train, then evaluate.
+
+    Args:
+        config: a resolved `train` config.
+        run: the folder to go on in; None makes the one that `config.run` names.
+        checkpoint: where to go on; None starts anew.
+        quiet: no progress and no table.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        CtrlError: a refused setting, or training that failed.
+        Interrupted: the user pressed Ctrl-C; the message says how to go on.
+    """
+    # Everything is built and checked before any compute, and that before a folder is made.
+    build.set_threads(config)
+    settings, plan = build.build_trainer_config(config), build.build_evaluation_plan(config)
+    make_logger, backend = build.build_logger(config), build.build_compile_backend(config)
+    process = build.build_process(config)
+    agent = build.build_agent(config, process)
+    learner = Learner(build.build_policy(config, process), agent, settings)
+    heldout = build.build_heldout(config, process)
+    env = build.build_env(config, process)
+    if backend is not None:
+        compile_networks(backend, process, learner.policy, learner.result)
+    rows = settings.microbatch
+    if rows == AUTO:
+        # Only an accelerator says that its memory is full.
+        rows = fit_microbatch(env, learner) if env.device.type == "cuda" else None
+        config.trainer.microbatch = rows  # kept in the run: the bits of a run depend on it
+        if not quiet:
+            say(f"trainer.microbatch=auto is {rows or 'null: all at once on this device'}")
+    assert rows is None or isinstance(rows, int)
+    process.execution.microbatch = rows
+    if checkpoint is None or backend is not None:  # which may fail on another machine
+        check_start(env, learner, tolerance=0.0 if backend is None else _COMPILED_TOLERANCE)
+    if settings.denoiser_calls is not None:
+        learner.config = settings = settings.within_budget(rehearse(env, learner))
+    # With prompts, every one of training would need prior samples of its own.
+    log_z = None
+    if process.prior.prompts is None and process.conditions.size <= plan.most_conditions:
+        log_z = prior_log_z(
+            process, settings.log_z_samples, batch_size=plan.batch_size, seed=_LOG_Z_SEED
+        )
+    process.prior_calls = process.reward_calls = 0  # training is counted, not its preparation
+    if run is None:
+        run = Run.create(build.build_run_plan(config), OmegaConf.to_yaml(config))
+    try:
+        if not quiet:
+            say(f"{run.path}: training {config.choices.agent} on {config.env.name}")
+        with bar("train", settings.updates, quiet=quiet) as report:
+            trainer = Trainer(env, learner, log_z)
+            if checkpoint is not None:
+                _restore(trainer, checkpoint, run)
+            report(trainer.update, {})
+            _train(trainer, run, make_logger(run), report)
+        cost = run.load().cost  # the last checkpoint's, as a later evaluation reads it
+        with bar("evaluate", len(plan.conditions_of(process)), quiet=quiet) as report:
+            sampler = PolicySampler(process, learner.result)
+            evaluation = evaluate(
+                sampler, plan, heldout=heldout, report=lambda done, total: report(done, {})
+            )
+        compared = compared_for(sampler, plan)
+        write_results(run, config, cost, evaluation, compared, quiet=quiet)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; go on with: ctrl-rl train resume={run.path}") from None
+    return run
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint, run: Run) -> None:
+    try:
+        trainer.restore(checkpoint)
+    except RunError as error:
+        raise RunError(f"{run.path} cannot be resumed: {error}") from error
+    run.forget_after(checkpoint.update)
+
+
+def _train(
+    trainer: Trainer, run: Run, logger: Any, report: Callable[[int, dict[str, float]], None]
+) -> None:
+    """Make the updates that are left, each with a line of metrics, some with a checkpoint."""
+    config = trainer.config
+    if trainer.update == 0:
+        run.save(trainer.checkpoint(), keep=config.keep_checkpoints)
+    with stop_on_interrupt() as stop:
+        try:
+            for figures in trainer:
+                run.log(figures)
+                if logger is not None:
+                    for name, value in figures.items():
+                        logger.log_scalar(name, value, step=trainer.update)
+                report(trainer.update, _shown(figures))
+                stopped, last = stop.is_set(), trainer.update == config.updates
+                if stopped or last or trainer.update % config.checkpoint_every == 0:
+                    run.save(trainer.checkpoint(), keep=config.keep_checkpoints)
+                if stopped:
+                    raise Interrupted(
+                        f"stopped after update {trainer.update} of {config.updates} and saved; "
+                        f"go on with: ctrl-rl train resume={run.path}"
+                    )
+        except NonFiniteError as error:
+            good = run.path / "checkpoints" / f"{run.checkpoints()[-1]:06d}"
+            raise NonFiniteError(
+                f"update {trainer.update + 1}: {error}; the last good checkpoint is {good}"
+            ) from error
+
+
+def evaluate_method(config: DictConfig, *, quiet: bool = False) -> Run:
+    """Measure what needs no training, into a run folder of its own.
+
+    Args:
+        config: a resolved `evaluate` config.
+        quiet: no progress and no table.
+    """
+    build.set_threads(config)
+    plan, process = build.build_evaluation_plan(config), build.build_process(config)
+    heldout, sampler = build.build_heldout(config, process), build.build_method(config, process)
+    run = Run.create(build.build_run_plan(config), OmegaConf.to_yaml(config))
+    if not quiet:
+        say(f"{run.path}: {config.choices.method} on {config.env.name}, without any training")
+    with bar("evaluate", len(plan.conditions_of(process)), quiet=quiet) as report:
+        evaluation = evaluate(
+            sampler, plan, heldout=heldout, report=lambda done, total: report(done, {})
+        )
+    compared = compared_for(sampler, plan)
+    write_results(run, config, NO_TRAINING, evaluation, compared, quiet=quiet)
+    return run
+
+
+def compared_for(sampler: Sampler, plan: EvaluationPlan) -> list[Comparison]:
+    """What the picture and the film of an evaluation show, drawn apart from its figures."""
+    conditions = plan.conditions_of(sampler.process)[:MOST_CONDITIONS]
+    return compare(sampler, conditions, seed=plan.seed + _PICTURE_SEED)
+
+
+def write_results(
+    run: Run,
+    config: DictConfig,
+    cost: dict[str, Any],
+    evaluation: Evaluation,
+    compared: Sequence[Comparison],
+    *,
+    quiet: bool = False,
+) -> None:
+    """Write samples.png, denoising.gif where there is a film, and, last, summary.json.
+
+    Prints the table.
+
+    Args:
+        run: the run folder.
+        config: the run's config.
+        cost: what training took, from its checkpoint.
+        evaluation: what was measured.
+        compared: what the picture and the film show; see `compared_for`.
+        quiet: no table.
+    """
+    method = config.choices.get("method")
+    agent = method or config.choices.agent
+    head = {"task": config.env.name, "agent": agent, "seed": config.seed}
+    paid = {"denoiser_calls_budget": config.trainer.get("denoiser_calls")}
+    machine = {"device": config.device, "torch": torch.__version__, "cores": os.cpu_count()}
+    summary = {**head, **cost, **paid, **evaluation.summary, "machine": machine}
+    lines = {}
+    for source in evaluation.samples:
+        parts = [in_words(summary if source == "policy" else summary[source])]
+        if source == "policy":
+            parts.append(f"gap {summary['gap_nats']:.2f} nats")
+        lines[source] = "\n".join(part for part in parts if part)
+    draw_samples(
+        run.path / "samples.png",
+        compared=compared,
+        samples=evaluation.samples,
+        title=f"{run.path.name}: {head['agent']} on {head['task']}",
+        figures=lines,
+    )
+    has_film = draw_film(run.path / "denoising.gif", strips_of(compared))
+    run.write_summary(summary)
+    if not quiet:
+        show_summary(run.path, summary)
+        if not has_film and compared[0].before.samples.ndim == 4:
+            say(NO_FILM)
+        gap, before = summary["gap_nats"], summary["prior"]["gap_nats"]
+        if gap > before and method is None:
+            say(
+                f"worse than no training: the gap is {gap:.2f} nats, the prior's {before:.2f};\n"
+                "try lower rates in trainer.learning_rate, or more of trainer.warmup"
+            )
+
+
+def _shown(figures: dict[str, float]) -> dict[str, float]:
+    names = {"reward": "reward", "kl": "kl", "gap": "gap_nats"}
+    return {short: figures[name] for short, name in names.items() if name in figures}
