@@ -15,12 +15,13 @@ from ctrl_rl.kernels import TransitionKernel
 class Chain(Protocol):
     """The chain that a rollout came from, for what an agent computes of it; all calls are counted.
 
-    Latents are [B, *S], steps [B] int64 and all alike, samples [B, *D], conditions by name [B]
-    int64. Gradients flow where autograd is on.
+    Latents are [B, *S], steps [B] int64 and all alike, samples [B, *D], conditions by name [B].
+    Gradients flow where autograd is on.
 
     Attributes:
         generator: the only source of randomness.
-        conditions: all of the task, each with a place by name.
+        conditions: all of the task, each with a value by name; they cannot be gone through where a
+            control is a number.
     """
 
     generator: torch.Generator
@@ -30,7 +31,7 @@ class Chain(Protocol):
         """Tables of every step, such as `scale`, `signal` and `noise`, [K] each."""
 
     @property
-    def conditions(self) -> Sequence[Mapping[str, int]]:
+    def conditions(self) -> Sequence[Mapping[str, float]]:
         """Every condition of the task."""
 
     def prior_loc(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
@@ -90,7 +91,13 @@ class Agent(nn.Module, Phase):
     """Turns rollouts into losses; knows nothing of env, trainer, optimizer, logger or device.
 
     An agent is the one phase of its training unless it names others.
+
+    Attributes:
+        needs_equal_conditions: whether it compares episodes of the same condition, of which there
+            are none where a control is a number.
     """
+
+    needs_equal_conditions = False
 
     def __init__(self) -> None:
         super().__init__()  # nothing but keyword arguments of the agent's own

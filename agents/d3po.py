@@ -77,6 +77,8 @@ class D3po(Agent):
         ConfigError: a setting that is not among its choices, or a temperature that is not > 0.
     """
 
+    needs_equal_conditions = True
+
     def __init__(
         self,
         *,

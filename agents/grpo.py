@@ -79,6 +79,8 @@ class Grpo(Agent):
         ConfigError: a value out of range.
     """
 
+    needs_equal_conditions = True
+
     def __init__(
         self,
         *,

@@ -68,7 +68,7 @@ from ctrl_rl import keys
 from ctrl_rl.agents.agent import Agent, Chain, Phase
 from ctrl_rl.agents.parts.returns import mean_soft_return
 from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
-from ctrl_rl.conditions import joint_place
+from ctrl_rl.conditions import joint_place, label_counts
 from ctrl_rl.errors import ConfigError
 
 _REWARDS = "condition_rewards"  # [B, K, C] nats, repeated along the steps
@@ -126,7 +126,7 @@ class HTransform(Agent):
                 "agent=h_transform learns soft values of a prior without prompts, and this one has "
                 "prompts; use agent=ctrl, or any other agent"
             )
-        self.controls, self.critic = dict(task.controls), critic(task)
+        self.sizes, self.critic = label_counts(task.controls), critic(task)
         self.followed = AveragedModel(self.critic, avg_fn=_moving_average(average))
         self.followed.requires_grad_(False)
         self.register_buffer("log_scale", torch.tensor(0.0))  # c, nats, set by `prepare`
@@ -147,7 +147,7 @@ class HTransform(Agent):
         # The rollout's own noise, added to the present mean.
         action = rollout[keys.ACTION] + rollout[keys.LOC] - rollout[keys.BEHAVIOUR_LOC]
         total, log_share = _parts(self.followed(action, rollout[keys.STEP] + 1))
-        condition = joint_place(self.controls, dict(rollout[keys.CONTROL].items()))
+        condition = joint_place(self.sizes, dict(rollout[keys.CONTROL].items()))
         condition = condition.to(action.device).expand(rollout.shape)  # 0 without any control
         own = log_share.gather(-1, condition[..., None])[..., 0]
         values = self.log_scale + total + own

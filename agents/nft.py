@@ -82,6 +82,8 @@ class Nft(Agent):
         ConfigError: a value out of range.
     """
 
+    needs_equal_conditions = True
+
     def __init__(
         self,
         *,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from ctrl_rl.controls import Control
 from ctrl_rl.errors import ConfigError, check_choice
 
 GRAPHS = ("pathwise", "score")
@@ -19,12 +20,12 @@ class TaskSpec:
     Attributes:
         shape: shape S of one latent.
         num_steps: K.
-        controls: number of labels of each named control, without the null label.
+        controls: what can be asked for, by name, prompts included.
     """
 
     shape: tuple[int, ...]
     num_steps: int
-    controls: Mapping[str, int]
+    controls: Mapping[str, Control]
 
 
 @dataclass(frozen=True, kw_only=True)

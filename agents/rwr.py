@@ -72,6 +72,8 @@ class RewardWeightedRegression(Agent):
         ConfigError: a value out of range.
     """
 
+    needs_equal_conditions = True
+
     def __init__(
         self,
         *,

@@ -47,6 +47,7 @@ class VarGrad(Agent):
     """Log-variance per control."""
 
     plan = RolloutPlan(gradients="score")
+    needs_equal_conditions = True
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """Half the variance of the log-weights, averaged over controls."""

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl import keys
-from ctrl_rl.conditions import Conditions, Labels, checked_labels
+from ctrl_rl.conditions import Conditions, checked_values
+from ctrl_rl.controls import Categorical, Values
 from ctrl_rl.envs.control_laws import BalancedLaw, ControlLaw
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import TransitionKernel
@@ -35,7 +36,7 @@ class DenoisingProcess(nn.Module):
         kernel: Gaussian transitions.
         reward: reward of clean samples, in nats.
         guidance_strength: gamma > 0; the target is p(sample) p(y | sample)^gamma.
-        control_law: law of the labels of every control; None is `BalancedLaw`.
+        control_law: law of the values of every control; None is `BalancedLaw`.
 
     Attributes:
         conditions: all that can be asked for: the prior's prompts, where it has any, and labels.
@@ -65,7 +66,7 @@ class DenoisingProcess(nn.Module):
         self.kernel = kernel
         self.reward_model = reward
         self.guidance_strength = float(guidance_strength)
-        self.controls = dict(reward.controls)
+        self.controls = reward.controls
         if prior.prompts and keys.PROMPT in self.controls:
             raise ConfigError(
                 f"the reward has a control named '{keys.PROMPT}', which is what the prior's own "
@@ -78,16 +79,16 @@ class DenoisingProcess(nn.Module):
                     "text-to-image model, such as prior=diffusers with prior.prompts"
                 )
             reward.read_prompts(prior.prompts.all)
-        self.conditions = Conditions(reward.label_names)
+        self.conditions = Conditions(self.controls)
         if prior.prompts:
             known = prior.prompts.all
             self.conditions = Conditions(
-                {keys.PROMPT: known, **reward.label_names},
+                {keys.PROMPT: Categorical(known), **self.controls},
                 [known.index(prompt) for prompt in prior.prompts.evaluation],
             )
         self.control_law = control_law or BalancedLaw()
-        for num_labels in self.controls.values():
-            self.control_law.check(num_labels)
+        for name, control in self.controls.items():
+            self.control_law.check(name, control)
         self.reward_calls = 0  # evaluations of the reward, counted in samples
 
     @property
@@ -127,28 +128,28 @@ class DenoisingProcess(nn.Module):
         return torch.randn(n, *self.shape, generator=generator, device=generator.device)
 
     def draw_control(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Labels from the control law, and prompts of training: each [n] int64."""
+        """Values from the control law, and prompts of training: each [n]."""
         drawn = {
-            name: self.control_law.draw(n, num_labels, generator)
-            for name, num_labels in self.controls.items()
+            name: self.control_law.draw(n, control, generator)
+            for name, control in self.controls.items()
         }
         if self.prior.prompts:
-            number = len(self.prior.prompts.training)  # they are the first ones
-            drawn = {keys.PROMPT: BalancedLaw().draw(n, number, generator), **drawn}
+            training = Categorical(self.prior.prompts.training)  # they are the first ones
+            drawn = {keys.PROMPT: BalancedLaw().draw(n, training, generator), **drawn}
         return drawn
 
-    def check_control(self, control: Mapping[str, Labels], n: int) -> dict[str, Tensor]:
-        """Turn given labels into tensors [n] int64 on the process's device.
+    def check_control(self, control: Mapping[str, Values], n: int) -> dict[str, Tensor]:
+        """Turn given values into tensors [n] on the process's device.
 
         Args:
-            control: a label or [n] labels by name of the control, and prompts by "prompt": each by
-                its name or its place; what is missing, or "any", gets its null label, or no prompt.
+            control: a value or [n] values by name of the control, and prompts by "prompt": numbers,
+                or labels by their names or places; what is missing, or "any", asks for nothing.
             n: number of episodes.
 
         Raises:
-            ConfigError: a control or a label that does not exist.
+            ConfigError: a control or a value that does not exist.
         """
-        return checked_labels(control, self.conditions.names, n, self.kernel.scale.device)
+        return checked_values(control, self.conditions.controls, n, self.kernel.scale.device)
 
     def prior_loc(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """The prior's mean of the next latent [B, *S] at latents [B, *S] and steps [B].
@@ -193,7 +194,7 @@ class DenoisingProcess(nn.Module):
         return self.reward(self.prior.decode(latent), control)
 
     def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
-        """Most probable label of each control, each [B]; None where the reward has none."""
+        """What samples show of each control, each [B]; None where the reward does not say."""
         parts = sample.split(self.execution.microbatch or max(len(sample), 1))
         found = [self.reward_model.predict(part) for part in parts]
         known = [labels for labels in found if labels is not None]

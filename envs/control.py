@@ -21,10 +21,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctrl_rl import gaussian
+from ctrl_rl.controls import Continuous, Control
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 
 Observation = dict[str, Any]
+
+
+def _space(control: Control) -> spaces.Space[Any]:
+    """Labels and the null label, or an interval."""
+    if isinstance(control, Continuous):
+        return spaces.Box(control.low, control.high, (), np.float32)
+    return spaces.Discrete(int(control.size) + 1)
 
 
 class _ControlDynamics:
@@ -46,8 +54,8 @@ class _ControlDynamics:
                 "x": spaces.Box(-limit, limit, process.shape, np.float32),
                 "step": spaces.Discrete(process.num_steps + 1),
                 **{
-                    f"control_{name}": spaces.Discrete(num_labels + 1)
-                    for name, num_labels in process.conditions.sizes.items()
+                    f"control_{name}": _space(control)
+                    for name, control in process.conditions.controls.items()
                 },
             }
         )
@@ -103,6 +111,12 @@ def _first(batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
     return {name: value[0] for name, value in batch.items()}
 
 
+def _first_observation(batch: Observation) -> Observation:
+    """A number as an array without dimensions, which is what its space holds."""
+    numbers = {k: np.asarray(v) for k, v in _first(batch).items() if isinstance(v, np.floating)}
+    return _first(batch) | numbers
+
+
 class ControlEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     """Denoising as a Gymnasium environment.
 
@@ -113,7 +127,8 @@ class ControlEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     `Box(-1, 1, S, float32)`, times `control_scale`: drift in standard deviations of the step.
 
     ## Observation Space
-    `x` (latent), `step` (0 .. K), `control_<name>` (label; the last one is the null label).
+    `x` (latent), `step` (0 .. K), `control_<name>` (label; the last one is the null
+    label; or a number, NaN where it asks for nothing).
 
     ## Rewards
     -KL of the step, plus guidance_strength * log p(y | sample) at the last one, in nats.
@@ -156,14 +171,14 @@ class ControlEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         super().reset(seed=seed)
         if seed is not None or first:
             self._dynamics.generator.manual_seed(int(self.np_random.integers(2**63)))
-        return _first(self._dynamics.reset((options or {}).get("control"))), {}
+        return _first_observation(self._dynamics.reset((options or {}).get("control"))), {}
 
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Advance by one denoising step."""
         reward, kl, sample = self._dynamics.step(np.asarray(action)[None])
-        observation = _first(self._dynamics.observation())
+        observation = _first_observation(self._dynamics.observation())
         info = _first(_info(kl, sample))
         return observation, float(reward[0]), sample is not None, False, info
 

@@ -1,4 +1,4 @@
-"""Laws that draw the control y of every episode."""
+"""Laws that draw the value y of every control in every episode."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -6,38 +6,49 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ctrl_rl.controls import Continuous, Control, Value
 from ctrl_rl.errors import ConfigError
 
 
 class ControlLaw(ABC):
-    """Draws labels 0 .. num_labels - 1."""
+    """Draws values of a control, never the null value."""
 
     @abstractmethod
-    def draw(self, n: int, num_labels: int, generator: torch.Generator) -> Tensor:
-        """Draw labels [n] int64 on the generator's device."""
+    def draw(self, n: int, control: Control, generator: torch.Generator) -> Tensor:
+        """Draw values [n], of the control's dtype, on the generator's device."""
 
-    def check(self, num_labels: int) -> None:  # noqa: B027 (most laws fit every number of labels)
-        """Raise `ConfigError` where the law does not fit a control with `num_labels` labels."""
+    def check(self, name: str, control: Control) -> None:  # noqa: B027 (most laws fit all)
+        """Raise `ConfigError` where the law does not fit the control of that name."""
 
 
 class UniformLaw(ControlLaw):
-    """Independent labels, all equally probable."""
+    """Independent values, all equally probable."""
 
-    def draw(self, n: int, num_labels: int, generator: torch.Generator) -> Tensor:
+    def draw(self, n: int, control: Control, generator: torch.Generator) -> Tensor:
         """Draw [n]."""
         device = generator.device
-        return torch.randint(num_labels, (n,), generator=generator, device=device)
+        if isinstance(control, Continuous):
+            share = torch.rand(n, generator=generator, device=device)
+            return _between(control, share)
+        return torch.randint(int(control.size), (n,), generator=generator, device=device)
 
 
 class BalancedLaw(ControlLaw):
     """Every label equally often in a batch, up to one; the order and the remainder are random.
 
+    Of an interval, one number from each of n equal parts of it.
+
     The same expectation as `UniformLaw` with less variance between batches.
     """
 
-    def draw(self, n: int, num_labels: int, generator: torch.Generator) -> Tensor:
+    def draw(self, n: int, control: Control, generator: torch.Generator) -> Tensor:
         """Draw [n]."""
         device = generator.device
+        if isinstance(control, Continuous):
+            order = torch.randperm(n, generator=generator, device=device)
+            share = torch.rand(n, generator=generator, device=device)
+            return _between(control, (order + share) / n)
+        num_labels = int(control.size)
         rounds = -(-n // num_labels)
         keys = torch.rand(rounds, num_labels, generator=generator, device=device)
         labels = keys.argsort(1).flatten()[:n]  # whole rounds, and a random part of the last one
@@ -58,37 +69,46 @@ class WeightedLaw(ControlLaw):
                 f"control_law.probabilities={list(probabilities)} must be >= 0, not all 0"
             )
 
-    def check(self, num_labels: int) -> None:
+    def check(self, name: str, control: Control) -> None:
         """One probability per label."""
-        if len(self.probabilities) != num_labels:
+        if len(self.probabilities) != control.size:
             raise ConfigError(
-                f"control_law.probabilities has {len(self.probabilities)} entries for "
-                f"{num_labels} labels; give one per label"
+                f"control_law.probabilities has {len(self.probabilities)} entries, and the control "
+                f"{name} is {control.described()}; give one per label"
             )
 
-    def draw(self, n: int, num_labels: int, generator: torch.Generator) -> Tensor:
+    def draw(self, n: int, control: Control, generator: torch.Generator) -> Tensor:
         """Draw [n]."""
         weights = self.probabilities.to(generator.device)
         return torch.multinomial(weights, n, replacement=True, generator=generator)
 
 
 class FixedLaw(ControlLaw):
-    """One label for all.
+    """One value for all.
 
     Args:
-        label: 0 .. num_labels - 1.
+        label: a label's place or name, or a number, of every control.
     """
 
-    def __init__(self, *, label: int) -> None:
+    def __init__(self, *, label: Value) -> None:
         self.label = label
 
-    def check(self, num_labels: int) -> None:
-        """The label exists."""
-        if not 0 <= self.label < num_labels:
+    def check(self, name: str, control: Control) -> None:
+        """The value exists, and asks for something."""
+        value = control.read(name, self.label, torch.device("cpu"))
+        if control.is_null(value).any():
             raise ConfigError(
-                f"control_law.label={self.label} is out of range; use 0 to {num_labels - 1}"
+                f"control_law.label={self.label} asks for nothing of {name}; use "
+                f"{control.described()}"
             )
 
-    def draw(self, n: int, num_labels: int, generator: torch.Generator) -> Tensor:
+    def draw(self, n: int, control: Control, generator: torch.Generator) -> Tensor:
         """Draw [n]."""
-        return torch.full((n,), self.label, dtype=torch.int64, device=generator.device)
+        return control.read("", self.label, generator.device).expand(n).clone()
+
+
+def _between(control: Continuous, share: Tensor) -> Tensor:
+    """The numbers at shares [n] of the interval, 0 to 1, float32."""
+    return torch.lerp(torch.tensor(control.low), torch.tensor(control.high), share).clamp(
+        control.low, control.high
+    )

@@ -11,12 +11,20 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
-from ctrl_rl import keys
+from ctrl_rl import controls, keys
+from ctrl_rl.controls import Control
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.errors import ConfigError
+
+
+def _spec(control: Control, num_envs: int) -> TensorSpec:
+    """Labels and the null label, or numbers, unbounded as NaN is one of them."""
+    if isinstance(control, controls.Categorical):
+        return Categorical(control.size + 1, shape=(num_envs,), dtype=control.dtype)
+    return Unbounded((num_envs,), dtype=control.dtype)
 
 
 class LatentEnv(EnvBase):  # type: ignore[misc]
@@ -50,8 +58,7 @@ class LatentEnv(EnvBase):  # type: ignore[misc]
         self._set_seed(seed)
         shape = (num_envs, *process.shape)
         control = {
-            name: Categorical(num_labels + 1, shape=(num_envs,), dtype=torch.int64)
-            for name, num_labels in process.conditions.sizes.items()
+            name: _spec(control, num_envs) for name, control in process.conditions.controls.items()
         }
         # Bounded and not Categorical: step K is a state too, though no action is taken there.
         step = Bounded(0, process.num_steps, shape=(num_envs,), dtype=torch.int64)

@@ -15,6 +15,7 @@ TASKS = {
     "ctrl_rl/Digits-v0": "digits",
     "ctrl_rl/Faces-v0": "faces",
     "ctrl_rl/Gaussian-v0": "gaussian",
+    "ctrl_rl/GaussianMean-v0": "gaussian_mean",
     "ctrl_rl/Mixture1d-v0": "mixture1d",
     "ctrl_rl/Mixture2d-v0": "mixture2d",
     "ctrl_rl/SdAesthetic-v0": "sd_aesthetic",

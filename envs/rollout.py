@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ctrl_rl import gaussian, keys
 from ctrl_rl.agents.plan import RolloutPlan
-from ctrl_rl.conditions import Labels
+from ctrl_rl.conditions import Condition
+from ctrl_rl.controls import Values
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import InvariantError
 from ctrl_rl.kernels import TransitionKernel
@@ -24,7 +25,7 @@ def rollout(
     policy: DenoisingPolicy,
     *,
     plan: RolloutPlan | None = None,
-    control: Mapping[str, Labels] | None = None,
+    control: Mapping[str, Values] | None = None,
 ) -> TensorDict:
     """Roll `policy` out in `env` for one episode of K steps.
 
@@ -97,7 +98,7 @@ class RolledChain:
         return self.process.kernel
 
     @property
-    def conditions(self) -> Sequence[Mapping[str, int]]:
+    def conditions(self) -> Sequence[Condition]:
         """Every condition of the task."""
         return self.process.conditions
 

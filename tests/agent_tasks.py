@@ -8,6 +8,7 @@ from oracles import GaussianChainOracle
 from torch import Tensor, nn
 
 from ctrl_rl.agents.plan import TaskSpec
+from ctrl_rl.conditions import label_counts
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.policies import DenoisingPolicy
@@ -21,7 +22,7 @@ class StepShifts(DenoisingPolicy):
 
     def __init__(self, process: DenoisingProcess) -> None:
         super().__init__(process.kernel)
-        (labels,) = process.controls.values()
+        (labels,) = label_counts(process.controls).values()
         self.shifts = nn.Parameter(torch.zeros(labels, process.num_steps, *process.shape))
 
     def mean(
@@ -37,7 +38,7 @@ def make(task: str, num_envs: int, num_steps: int = 6, seed: int = 0) -> LatentE
 
 
 def oracles(process: DenoisingProcess) -> list[GaussianChainOracle]:
-    (labels,) = process.controls.values()
+    (labels,) = label_counts(process.controls).values()
     return [gaussian_oracle(process, label) for label in range(labels)]
 
 

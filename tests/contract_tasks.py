@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ctrl_rl import keys
+from ctrl_rl.controls import Continuous
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.runs.compose import compose
@@ -139,3 +140,12 @@ def samples(process: DenoisingProcess, n: int) -> Tensor:
     env = LatentEnv(process, num_envs=n, seed=1)
     result: Tensor = env.rollout(K)["next", keys.SAMPLE][:, -1]
     return result.detach()
+
+
+def some_values(process: DenoisingProcess, n: int) -> dict[str, Tensor]:
+    """Values of everything that can be asked for, from the first to the last."""
+    values = {}
+    for name, control in process.conditions.controls.items():
+        ends = (control.low, control.high) if isinstance(control, Continuous) else None
+        values[name] = torch.linspace(*ends, n) if ends else torch.arange(n) % int(control.size)
+    return values

@@ -42,8 +42,8 @@ def scales(process: DenoisingProcess) -> np.ndarray:
 
 
 @torch.no_grad()
-def gaussian_oracle(process: DenoisingProcess, label: int) -> GaussianChainOracle:
-    """Closed form of the gaussian task: its chain is affine, read off at 0 and at 1."""
+def gaussian_oracle(process: DenoisingProcess, asked: float) -> GaussianChainOracle:
+    """Closed form of a gaussian task: chain and reward are affine, read off at 0 and at 1."""
     zero = torch.zeros(1, *process.shape)
     slopes, offsets = [], []
     for k in range(process.num_steps + 1):
@@ -51,8 +51,12 @@ def gaussian_oracle(process: DenoisingProcess, label: int) -> GaussianChainOracl
         offset = process.prior_loc(zero, step, {})
         slopes.append(float((process.prior_loc(zero + 1, step, {}) - offset)[0, 0]))
         offsets.append(offset[0].double().numpy())
-    weights = process.guidance_strength * process.reward_model.weights[label].double().numpy()
-    return GaussianChainOracle(slopes, offsets, scales(process), weights)
+    (name,) = process.controls
+    points = torch.cat([zero, torch.eye(*process.shape)])
+    values = process.check_control({name: asked}, len(points))
+    constant, *at_one = process.reward(points, values).double().numpy()
+    weights = np.asarray(at_one) - constant
+    return GaussianChainOracle(slopes, offsets, scales(process), weights, constant)
 
 
 class ShiftPolicy(DenoisingPolicy):
@@ -60,8 +64,8 @@ class ShiftPolicy(DenoisingPolicy):
 
     def __init__(self, process: DenoisingProcess, factor: float = 1.0) -> None:
         super().__init__(process.kernel)
-        (self.control, labels), *_ = process.controls.items()
-        oracles = [gaussian_oracle(process, label) for label in range(labels)]
+        (self.control, kind), *_ = process.controls.items()
+        oracles = [gaussian_oracle(process, label) for label in range(int(kind.size))]
         shifts = np.stack([oracle.optimal_shifts for oracle in oracles])
         self.shifts = factor * torch.as_tensor(shifts).float()
 

@@ -11,17 +11,22 @@ from ctrl_rl import keys
 from ctrl_rl.agents.parts.critics import ConditionValues, LogPartition
 from ctrl_rl.agents.plan import TaskSpec
 from ctrl_rl.cli.main import main
-from ctrl_rl.conditions import Conditions, joint_place
+from ctrl_rl.conditions import Conditions, joint_place, label_counts
+from ctrl_rl.controls import Categorical, Continuous
 from ctrl_rl.errors import ConfigError
 
-NAMES = {"shape": ("round", "flat", "long"), "colour": ("red", "blue"), "hat": ("no", "yes")}
-SIZES = {name: len(called) for name, called in NAMES.items()}
+CONTROLS = {
+    "shape": Categorical(("round", "flat", "long")),
+    "colour": Categorical(("red", "blue")),
+    "hat": Categorical(("no", "yes")),
+}
+SIZES = label_counts(CONTROLS)
 
 
 def test_places_are_those_of_the_product() -> None:
-    conditions = Conditions(NAMES)
+    conditions = Conditions(CONTROLS)
     product = itertools.product(*(range(size) for size in SIZES.values()))
-    expected = [dict(zip(NAMES, values, strict=True)) for values in product]
+    expected = [dict(zip(CONTROLS, values, strict=True)) for values in product]
     assert list(conditions) == expected and conditions.size == len(conditions) == len(expected)
     assert conditions[3:7] == expected[3:7] and conditions[-1] == expected[-1]
     with pytest.raises(IndexError):
@@ -29,8 +34,8 @@ def test_places_are_those_of_the_product() -> None:
 
 
 def test_a_joint_place_is_the_place_of_the_condition() -> None:
-    conditions = Conditions(NAMES)
-    columns = {name: torch.tensor([each[name] for each in conditions]) for name in NAMES}
+    conditions = Conditions(CONTROLS)
+    columns = {name: torch.tensor([each[name] for each in conditions]) for name in CONTROLS}
     assert joint_place(SIZES, columns).tolist() == list(range(conditions.size))
     square = {name: column.reshape(3, 4) for name, column in columns.items()}
     assert joint_place(SIZES, square).tolist() == torch.arange(12).reshape(3, 4).tolist()
@@ -38,15 +43,15 @@ def test_a_joint_place_is_the_place_of_the_condition() -> None:
 
 
 def test_evaluations_go_through_their_own_prompts() -> None:
-    names = {keys.PROMPT: ("ant", "bee", "cat"), "hat": ("no", "yes")}
-    conditions = Conditions(names, prompts=[2, 0])
+    prompts = Categorical(("ant", "bee", "cat"))
+    conditions = Conditions({keys.PROMPT: prompts, "hat": CONTROLS["hat"]}, prompts=[2, 0])
     assert [conditions.name(each) for each in conditions] == [
         "prompt=cat, hat=no",
         "prompt=cat, hat=yes",
         "prompt=ant, hat=no",
         "prompt=ant, hat=yes",
     ]
-    assert conditions.sizes == {keys.PROMPT: 3, "hat": 2}
+    assert conditions.controls[keys.PROMPT].size == 3 and conditions.size == len(conditions) == 4
 
 
 def test_without_anything_to_ask_for_there_is_one_condition() -> None:
@@ -57,7 +62,7 @@ def test_without_anything_to_ask_for_there_is_one_condition() -> None:
 
 
 def test_some_are_all_up_to_a_number_and_a_draw_beyond() -> None:
-    conditions = Conditions(NAMES)
+    conditions = Conditions(CONTROLS)
     assert conditions.some(12, seed=0) == list(conditions)
     few = conditions.some(5, seed=0)
     places = [list(conditions).index(each) for each in few]
@@ -71,9 +76,9 @@ def test_some_are_all_up_to_a_number_and_a_draw_beyond() -> None:
 
 
 def test_many_conditions_cost_nothing() -> None:
-    names = {f"control{index}": tuple(map(str, range(1000))) for index in range(12)}
+    controls = {f"control{index}": Categorical.of(1000) for index in range(12)}
     started = time.monotonic()
-    conditions = Conditions(names)
+    conditions = Conditions(controls)
     assert conditions.size == 1000**12
     found = conditions.some(64, seed=0)
     place = sum(found[7][f"control{i}"] * 1000 ** (11 - i) for i in range(12))
@@ -81,9 +86,33 @@ def test_many_conditions_cost_nothing() -> None:
     assert time.monotonic() - started < 1
 
 
+def test_of_infinitely_many_some_are_drawn_and_none_is_counted() -> None:
+    controls = {"hat": CONTROLS["hat"], "mean": Continuous(-1.0, 3.0)}
+    conditions = Conditions(controls)
+    assert conditions.size == float("inf")
+    drawn = conditions.some(2000, seed=0)
+    assert drawn == conditions.some(2000, seed=0) != conditions.some(2000, seed=1)
+    assert [each["hat"] for each in drawn] == sorted(each["hat"] for each in drawn)
+    means = torch.tensor([each["mean"] for each in drawn])
+    assert means.min() >= -1 and means.max() <= 3 and len(set(means.tolist())) == 2000
+    assert abs(means.mean() - 1) < 4 * (16 / 12 / 2000) ** 0.5
+    assert conditions.name({"hat": 1, "mean": 0.25}) == "hat=yes, mean=0.25"
+    assert conditions.name({"hat": 2, "mean": float("nan")}) == "hat=any, mean=any"
+    assert conditions.title({"hat": 0, "mean": 0.125}) == "no hat, mean 0.125"
+    assert conditions.title({"hat": 2, "mean": float("nan")}) == "anything"
+    # With all labels and one prompt there are still infinitely many.
+    prompts = Categorical(("ant", "bee", "cat"))
+    asked = Conditions({keys.PROMPT: prompts, **controls}, prompts=[2, 0]).some(50, seed=0)
+    assert {each[keys.PROMPT] for each in asked} == {0, 2}
+    with pytest.raises(OverflowError):
+        len(conditions)
+
+
 @pytest.mark.parametrize("make", [LogPartition, ConditionValues], ids=lambda kind: kind.__name__)
 def test_what_learns_every_condition_by_itself_refuses_too_many(make: type) -> None:
-    task = TaskSpec(shape=(2,), num_steps=3, controls={"a": 1000, "b": 1000})
+    task = TaskSpec(
+        shape=(2,), num_steps=3, controls={"a": Categorical.of(1000), "b": Categorical.of(1000)}
+    )
     with pytest.raises(ConfigError, match=r"has 1,0\d\d,\d\d\d conditions; at most 65,536"):
         make(task)
 
@@ -91,7 +120,7 @@ def test_what_learns_every_condition_by_itself_refuses_too_many(make: type) -> N
 REWARD = """
 import torch
 
-def near(sample, control):
+def many(sample, control):
     wanted = torch.stack([control["a"], control["b"]], 1) / 500 - 1
     return -(sample[:, :2] - wanted).square().sum(1)
 """
@@ -100,7 +129,7 @@ def near(sample, control):
 def test_a_task_with_a_million_conditions_trains_and_says_what_it_measured(
     tmp_path, monkeypatch, capsys
 ) -> None:
-    words = own_reward(tmp_path, REWARD, name="near", controls="{a: 1000, b: 1000}")
+    words = own_reward(tmp_path, REWARD, name="many", controls="{a: 1000, b: 1000}")
     monkeypatch.syspath_prepend(tmp_path)
     more = ["agent=ctrl", "evaluation.most_conditions=5", f"run.root={tmp_path}", "run.name=run"]
     assert main(["train", *SMALL, "env=mixture2d", *words, *more]) == 0

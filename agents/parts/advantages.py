@@ -1,4 +1,4 @@
-r"""Soft returns to go, statistics per control, and log-probability arithmetic that agents share.
+r"""Soft returns to go, statistics per condition, and log-probability arithmetic that agents share.
 
 All of this is arithmetic on rollouts [B, T]; nothing here knows a network. An episode's soft return
 to go from step k is
@@ -70,21 +70,66 @@ def group_std(values: Tensor, index: Tensor) -> Tensor:
     return group_mean((values - group_mean(values, index)).square(), index).sqrt()
 
 
+def baseline(values: Tensor, rollout: TensorDict) -> Tensor:
+    """What the other episodes say of every episode's value; it leaves gradients unbiased.
+
+    The mean of those with the same labels. Where a control is a number y, of which no two episodes
+    have the same, a cubic in y on top of these means, fitted to the other episodes by ridge
+    regression: its prediction for a left-out episode is v - (v - fit) / (1 - leverage), in one fit
+    for all (Allen 1974, PRESS).
+
+    Args:
+        values: [B, ...].
+        rollout: [B, T], whose conditions count.
+
+    Returns:
+        [B, ...]; the mean of all others where a sample is alone with its labels.
+    """
+    controls = [rollout[keys.CONTROL, name][:, 0] for name in sorted(rollout[keys.CONTROL].keys())]
+    numbers = [values for values in controls if values.is_floating_point()]
+    if not numbers:
+        return leave_one_out_mean(values, condition_index(rollout))
+    labels = [y.isnan() if y.is_floating_point() else y for y in controls]
+    _, index = torch.unique(torch.stack([y.long() for y in labels], 1), dim=0, return_inverse=True)
+    means = torch.nn.functional.one_hot(index).double()
+    standard = [_standardised(number.double()) for number in numbers]
+    powers = torch.stack([z**power for z in standard for power in (1, 2, 3)], 1)
+    design = torch.cat([means, powers], 1)
+    # The means are free; the penalty of the rest is that of a prior of one standard deviation.
+    penalty = torch.cat([means.new_full(means.shape[1:], 1e-9), powers.new_ones(powers.shape[1:])])
+    gram = design.T @ design + penalty.diag()
+    hat = design @ torch.linalg.solve(gram, design.T)
+    leverage = hat.diagonal()[:, None]
+    flat = values.reshape(len(values), -1).double()
+    left_out = flat - (flat - hat @ flat) / (1 - leverage).clamp(min=1e-3)
+    everyone = leave_one_out_mean(flat, torch.zeros_like(index))
+    found = torch.where(leverage < 1 - 1e-3, left_out, everyone)
+    return found.to(values.dtype).reshape(values.shape)
+
+
+def _standardised(numbers: Tensor) -> Tensor:
+    """Numbers [B] less their mean, over their spread; NaN is 0."""
+    known = numbers[~numbers.isnan()]
+    if len(known) < 2:
+        return torch.zeros_like(numbers)
+    return ((numbers - known.mean()) / known.std().clamp(min=1e-12)).nan_to_num(nan=0.0)
+
+
 def step_advantage(rollout: TensorDict) -> Tensor:
-    """What followed an action beyond the mean of the other episodes with the same control.
+    """What followed an action beyond what the other episodes say of the same condition.
 
     Args:
         rollout: [B, T], a whole one.
 
     Returns:
-        [B, T] nats: G_{k+1} at step k minus its leave-one-out mean, without a graph.
+        [B, T] nats: G_{k+1} at step k minus its `baseline`, without a graph.
     """
     following = returns_to_go(rollout) + rollout[keys.KL].detach()  # G_{k+1}
-    return following - leave_one_out_mean(following, condition_index(rollout))
+    return following - baseline(following, rollout)
 
 
 def centred(advantage: Tensor, rollout: TensorDict) -> Tensor:
-    """Advantages less their mean over the other episodes with the same control, step by step.
+    """Advantages less their `baseline`, step by step.
 
     A critic is never quite up to date: what it misses by the same amount in all episodes, such as
     a policy's growing KL, would push the policy away from all that it did. Leaving one out keeps
@@ -97,7 +142,7 @@ def centred(advantage: Tensor, rollout: TensorDict) -> Tensor:
     Returns:
         [B, T] nats.
     """
-    return advantage - leave_one_out_mean(advantage, condition_index(rollout))
+    return advantage - baseline(advantage, rollout)
 
 
 def generalized_advantage(gains: Tensor, values: Tensor, gae_lambda: float) -> Tensor:

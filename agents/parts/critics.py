@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from ctrl_rl import keys
 from ctrl_rl.agents.parts.returns import mean_soft_return
 from ctrl_rl.agents.plan import TaskSpec
-from ctrl_rl.conditions import joint_place
+from ctrl_rl.conditions import joint_place, label_counts
+from ctrl_rl.controls import Control
 from ctrl_rl.errors import ConfigError, check_sizes
 from ctrl_rl.networks.convolutional import StepwiseEncoder
+from ctrl_rl.networks.embeddings import table_of
 from ctrl_rl.networks.perceptrons import ConditionedPerceptron
 
 # A table of 256 kB. In 1,000 updates of 64 episodes each of as many conditions is met once.
@@ -24,7 +26,11 @@ _MOST_CONDITIONS = 65_536
 
 
 def _perceptron(
-    task: TaskSpec, outputs: int, width: int, depth: int, controls: Mapping[str, int] | None = None
+    task: TaskSpec,
+    outputs: int,
+    width: int,
+    depth: int,
+    controls: Mapping[str, Control] | None = None,
 ) -> ConditionedPerceptron:
     """A perceptron on the task's flattened latents; it reads all controls unless told which."""
     check_sizes("agent.critic", width=width, depth=depth)
@@ -62,7 +68,7 @@ class ValueNetwork(nn.Module):
         Args:
             x: [*N, *S] latents.
             step: [*N] int64, 0 .. K.
-            control: labels by name, each [*N] int64.
+            control: values by name, each [*N].
 
         Returns:
             [*N] nats.
@@ -90,7 +96,7 @@ class GradientNetwork(nn.Module):
         self.perceptron = _perceptron(task, math.prod(task.shape), width, depth)
 
     def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """Gradients [*N, *S] at latents [*N, *S], steps [*N] in 0 .. K, labels [*N] each."""
+        """Gradients [*N, *S] at latents [*N, *S], steps [*N] in 0 .. K, values [*N] each."""
         return self.perceptron(x.flatten(step.ndim), step, control).reshape(x.shape)
 
 
@@ -113,7 +119,7 @@ class ConditionValues(nn.Module):
         self, task: TaskSpec, *, channels: int = 16, width: int = 128, depth: int = 2
     ) -> None:
         super().__init__()
-        outputs = 1 + _few(task.controls, "the soft values of all at once")
+        outputs = 1 + _few(task.controls, "the soft values of all at once", nulls=0)
         self.image = len(task.shape) == 3
         if self.image:
             check_sizes("agent.critic", width=width, depth=depth)
@@ -178,19 +184,29 @@ class OffsetByFirstReturn(FirstReturn):
         return self.value + values
 
 
-def _few(sizes: Mapping[str, int], learned: str) -> int:
-    """The number of combinations, refused where none would be met often enough."""
-    number = math.prod(sizes.values())
+def _few(controls: Mapping[str, Control], learned: str, *, nulls: int) -> int:
+    """The number of combinations, refused where none would be met often enough.
+
+    Args:
+        controls: whose values are combined.
+        learned: what the agent learns for each, for the message.
+        nulls: 1 to count null values too, 0 not to.
+    """
+    number = math.prod(control.size + nulls for control in controls.values())
     if number > _MOST_CONDITIONS:
+        many = "infinitely many" if math.isinf(number) else f"{number:,}"
         raise ConfigError(
-            f"this agent learns {learned}, and the task has {number:,} conditions; at most "
+            f"this agent learns {learned}, and the task has {many} conditions; at most "
             f"{_MOST_CONDITIONS:,} are few enough. Use agent=ctrl, ppo or another one"
         )
-    return number
+    return int(number)
 
 
 class LogPartition(nn.Module):
     """log Z of every condition: one number for every combination of labels, null labels included.
+
+    Where a control is a number, log Z is a function of it for every combination of labels, and a
+    sum of one function each where there are several.
 
     Args:
         task: its controls.
@@ -201,15 +217,25 @@ class LogPartition(nn.Module):
 
     def __init__(self, task: TaskSpec) -> None:
         super().__init__()
-        self.sizes = {name: labels + 1 for name, labels in sorted(task.controls.items())}
-        self.table = nn.Embedding(_few(self.sizes, "one log Z for each"), 1)
+        counts = label_counts(task.controls)
+        self.sizes = {name: labels + 1 for name, labels in sorted(counts.items())}
+        labels = {name: task.controls[name] for name in self.sizes}
+        numbers = {name: one for name, one in task.controls.items() if name not in labels}
+        combinations = _few(labels, "one log Z for each", nulls=1)
+        self.table = nn.Embedding(combinations, 1)
         nn.init.zeros_(self.table.weight)
+        self.functions = nn.ModuleDict(
+            {name: table_of(one, 1, combinations) for name, one in numbers.items()}
+        )
 
     def forward(self, control: Mapping[str, Tensor]) -> Tensor:
-        """Log Z of labels by name, each [B] int64: [B] nats."""
+        """Log Z of values by name, each [B]: [B] nats."""
         place = joint_place(self.sizes, control).to(self.table.weight.device)
-        log_z: Tensor = self.table(place)[..., 0]
-        return log_z
+        log_z: Tensor = self.table(place)
+        for name, function in self.functions.items():
+            value = control[name]
+            log_z = log_z + function(value, place.expand(value.shape))
+        return log_z[..., 0]
 
 
 def state_values(critic: nn.Module, rollout: TensorDict) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ctrl_rl.assets import resolve
 from ctrl_rl.classifiers.networks import ARCHITECTURES
-from ctrl_rl.conditions import check_label_names
+from ctrl_rl.controls import check_label_names
 from ctrl_rl.errors import ConfigError, did_you_mean, one_line
 
 WEIGHTS_FILE = "classifier.safetensors"

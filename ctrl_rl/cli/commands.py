@@ -11,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl.assets import resolve
-from ctrl_rl.conditions import all_names, described
+from ctrl_rl.controls import Categorical, described
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.evaluation.film import NO_FILM, draw_film
 from ctrl_rl.evaluation.pictures import draw_strips
@@ -98,9 +98,9 @@ def sample(words: list[str]) -> int:
     control = labels or options.get("control")
     assert n is not None and seed is not None
     loaded = _load(options, "sample run=runs/demo control=3")
-    if control is None and loaded.env.process.conditions.sizes:
-        names = loaded.env.process.conditions.names
-        missing = described({f"control.{name}=LABEL": called for name, called in names.items()})
+    if control is None and loaded.env.process.conditions.controls:
+        known = loaded.env.process.conditions.controls
+        missing = described({f"control.{name}=VALUE": control for name, control in known.items()})
         raise ConfigError(f"no control given; add one or more of {missing}")
     policies = [loaded.strip(control, n=n, seed=seed, strength=each) for each in strengths]
     title = f"{loaded.run.path.name}: {policies[0].title}"
@@ -206,7 +206,7 @@ def dataset(config: DictConfig) -> int:
             process, plan, folder, settings=decides, report=lambda done: report(done, {})
         )
     for name, numbers in counts.items():
-        labels = process.conditions.names[name]
+        labels = [process.controls[name].shown(place) for place in range(len(numbers))]
         pairs = zip(labels, numbers, strict=True)
         say(f"{name}: {', '.join(f'{label} x {n}' for label, n in pairs)}")
         if 0 in numbers:
@@ -220,7 +220,7 @@ def classifier(config: DictConfig) -> int:
     dataset = build.build_dataset(config)
     report = build.fit_classifier(config, dataset)
     say(f"{config.out}: {report.num_examples} examples of {config.classifier.report_split}")
-    say(described(all_names({"labels": dataset.num_labels}, {"labels": dataset.label_names})))
+    say(described({"labels": Categorical.of(dataset.num_labels, dataset.label_names)}))
     say(f"accuracy {report.accuracy:.3f}, macro F1 {report.macro_f1:.3f}")
     say(f"temperature {report.temperature:.3f}")
     say(f"negative log-likelihood {report.nll_before:.4f} -> {report.nll_after:.4f} nats")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctrl_rl.conditions import check_label_names
+from ctrl_rl.controls import check_label_names
 from ctrl_rl.errors import ConfigError, did_you_mean
 
 # Half of the data for the reward; the held-out judge and the evaluation get equal shares, and one

@@ -11,7 +11,7 @@ _SAMPLES = 8
 
 
 def compare(
-    sampler: Sampler, conditions: Sequence[Mapping[str, int]], *, n: int = _SAMPLES, seed: int
+    sampler: Sampler, conditions: Sequence[Mapping[str, float]], *, n: int = _SAMPLES, seed: int
 ) -> list[Comparison]:
     """Draw the pretrained model and a sampler under every condition, policies from the same noise.
 

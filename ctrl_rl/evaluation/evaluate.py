@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ctrl_rl import keys
-from ctrl_rl.conditions import Label
+from ctrl_rl.conditions import Condition
+from ctrl_rl.controls import Value
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.errors import ConfigError, NonFiniteError
 from ctrl_rl.evaluation.estimators import rejection_mask
@@ -29,8 +30,6 @@ from ctrl_rl.evaluation.quality import Judge, Quality
 from ctrl_rl.evaluation.samplers import Sampler, draw_prior
 from ctrl_rl.evaluation.summary import summarise
 from ctrl_rl.rewards.classifier import LabelModel
-
-Condition = Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class EvaluationPlan:
     confidence: float = 0.95
     seed: int = 12345
 
-    def conditions_of(self, process: DenoisingProcess) -> list[dict[str, int]]:
+    def conditions_of(self, process: DenoisingProcess) -> list[Condition]:
         """What is measured of a process where nobody says: everything, or a draw by the seed."""
         return process.conditions.some(self.most_conditions, self.seed)
 
@@ -75,11 +74,13 @@ class Evaluation:
         samples: for "prior", "policy" and "exact": clean samples [N, *D] of every condition, on the
             CPU; exact is missing where rejection was not possible.
         conditions: names of the conditions, such as "digit=3".
+        asked: the conditions themselves.
     """
 
     summary: dict[str, Any]
     samples: dict[str, list[Tensor]]
     conditions: list[str]
+    asked: list[Condition]
 
 
 def prior_log_z(process: DenoisingProcess, n: int, *, batch_size: int, seed: int) -> Tensor:
@@ -97,7 +98,7 @@ def evaluate(
     plan: EvaluationPlan,
     *,
     heldout: Mapping[str, LabelModel] | None = None,
-    conditions: Sequence[Mapping[str, Label]] | None = None,
+    conditions: Sequence[Mapping[str, Value]] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Measure whatever draws samples on every condition.
@@ -131,7 +132,7 @@ def evaluate(
         samples: dict[str, list[Tensor]] = {"prior": [], "policy": [], "exact": []}
         kl: list[float] = []
         bound = process.reward_upper_bound if plan.exact_samples else None
-        prompt: int | None = None
+        prompt: float | None = None
         for index, condition in enumerate(conditions):
             if index == 0 or condition.get(keys.PROMPT) != prompt:  # they come prompt by prompt
                 prompt = condition.get(keys.PROMPT)
@@ -182,23 +183,24 @@ def evaluate(
         samples.pop("exact")
     summary = summarise(names, gaps, rows, rewards, kl, judge)
     if whole > len(names):
-        summary["conditions"] = {"measured": len(names), "in_all": whole}
-    return Evaluation(summary=summary, samples=samples, conditions=names)
+        in_all = None if math.isinf(whole) else whole  # None: a control is a number
+        summary["conditions"] = {"measured": len(names), "in_all": in_all}
+    return Evaluation(summary=summary, samples=samples, conditions=names, asked=list(conditions))
 
 
 def _places(
     process: DenoisingProcess,
-    conditions: Sequence[Mapping[str, Label]] | None,
+    conditions: Sequence[Mapping[str, Value]] | None,
     plan: EvaluationPlan,
-) -> list[dict[str, int]]:
-    """Conditions with the place of every label, null labels included."""
+) -> list[Condition]:
+    """Conditions with a value of every control, null values included."""
     if conditions is None:
         return plan.conditions_of(process)
     checked = [process.check_control(condition, 1) for condition in conditions]
-    return [{name: int(label) for name, label in each.items()} for each in checked]
+    return [{name: value.item() for name, value in each.items()} for each in checked]
 
 
-def _reward(process: DenoisingProcess, sample: Tensor, condition: Condition) -> Tensor:
+def _reward(process: DenoisingProcess, sample: Tensor, condition: Mapping[str, float]) -> Tensor:
     reward = process.reward(sample, process.check_control(condition, len(sample)))
     if not torch.isfinite(reward).all():
         named = process.conditions.name(condition)

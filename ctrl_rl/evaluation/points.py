@@ -12,8 +12,8 @@ from torch import Tensor
 from ctrl_rl.evaluation.sheets import lines
 
 # In the order of drawing.
-_COLOURS = {"prior": "0.65", "exact": "tab:orange", "policy": "tab:blue"}
-_NAMES = {
+COLOURS = {"prior": "0.65", "exact": "tab:orange", "policy": "tab:blue"}
+NAMES = {
     "prior": "before: the pretrained model",
     "policy": "after: the policy",
     "exact": "exact conditional",
@@ -40,7 +40,7 @@ def draw_panels(
         figures: words about a source, behind its name.
     """
     sets = [sample for sources in panels.values() for sample in sources.values()]
-    sources = [s for s in _COLOURS if any(s in found for found in panels.values())]
+    sources = [s for s in COLOURS if any(s in found for found in panels.values())]
     columns = -(-len(panels) // -(-len(panels) // _ACROSS))  # as even rows as can be
     rows = -(-len(panels) // columns)
     width = _WIDTH if columns > 2 else 2 * _WIDTH / 3
@@ -49,7 +49,7 @@ def draw_panels(
     heading = lines(title, int(11 * width))
     head = 0.35 + 0.2 * (heading.count("\n") + 1) + 0.2 * len(sources)
     height = head + rows * (side + 0.2 if is_plane else 0.6 * side + 0.3)
-    figure = _figure((width, height))
+    figure = figure_of((width, height))
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - head / height), w_pad=0.08, h_pad=0.08)
     options = {"squeeze": False, "sharex": True, "sharey": is_plane}
     axes = figure.subplots(rows, columns, **options).flatten()
@@ -57,9 +57,9 @@ def draw_panels(
     for axis, (name, found) in zip(axes, panels.items(), strict=False):
         for source in sources:
             if source in found:
-                _draw(axis, found[source], _COLOURS[source], reach, filled=source == "prior")
+                _draw(axis, found[source], COLOURS[source], reach, filled=source == "prior")
         axis.set_title(lines(name, 28), fontsize=9)
-        _calm(axis)
+        calm(axis)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     x, y = 0.18 / width, 1 - 0.16 / height
@@ -67,11 +67,11 @@ def draw_panels(
     y -= (0.25 + 0.2 * heading.count("\n")) / height
     for place, source in enumerate(sources):
         said = (figures or {}).get(source, "").replace("\n", "; ")
-        words = f"{_NAMES[source]}; {said}" if said else _NAMES[source]
+        words = f"{NAMES[source]}; {said}" if said else NAMES[source]
         level = y - 0.2 * (place + 0.5) / height
-        figure.text(x, level, "\u25cf", fontsize=11, color=_COLOURS[source], va="center")
+        figure.text(x, level, "\u25cf", fontsize=11, color=COLOURS[source], va="center")
         figure.text(x + 0.17 / width, level, words, fontsize=8.5, color="0.3", va="center")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_plots(
@@ -79,21 +79,22 @@ def draw_plots(
 ) -> None:
     """Draw a table of sets of samples [N, *D]; see `pictures.draw_table`."""
     size = (0.9 + 3.0 * len(headings), 1.2 + 2.2 * len(rows))
-    figure = _figure(size)
+    figure = figure_of(size)
     axes = figure.subplots(len(rows), len(headings), squeeze=False)
     reach = _limits([sample for row in rows.values() for sample in row])
     for line, (name, row) in zip(axes, rows.items(), strict=True):
         for axis, sample in zip(line, row, strict=True):
-            _draw(axis, sample, _COLOURS["policy"], reach, filled=True)
-            _calm(axis)
+            _draw(axis, sample, COLOURS["policy"], reach, filled=True)
+            calm(axis)
         line[0].set_ylabel(lines(name, 28), rotation=0, ha="right", va="center")
     for axis, heading in zip(axes[0], headings, strict=True):
         axis.set_title(heading, fontsize=10)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def figure_of(size: tuple[float, float]) -> Any:
+    """A figure of so many inches that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -102,13 +103,15 @@ def _figure(size: tuple[float, float]) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a PNG."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a prompt: drawn as a box
         figure.savefig(path, dpi=_DPI)
 
 
-def _calm(axis: Any) -> None:
+def calm(axis: Any) -> None:
+    """Thin ticks, and no frame but left and below."""
     axis.tick_params(labelsize=8, length=2, color="0.7", labelcolor="0.4")
     for side, spine in axis.spines.items():
         spine.set_visible(side in ("left", "bottom"))

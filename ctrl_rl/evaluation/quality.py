@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrl_rl.conditions import joint_place
+from ctrl_rl.conditions import joint_place, label_counts
+from ctrl_rl.controls import Control
 from ctrl_rl.networks.execution import in_parts
 from ctrl_rl.rewards.classifier import LabelModel
 
@@ -28,6 +29,7 @@ class Quality:
         right: by control, [N] whether the reward's classifiers see the asked label; empty if None.
         heldout_right: the same of held-out classifiers, for the controls that have one.
         partial: whether a control was left at its null label, so that every label of it is right.
+        numbers: by control that is a number, [N] what the samples show of it; empty if not known.
     """
 
     asked: Tensor
@@ -37,6 +39,7 @@ class Quality:
     right: Mapping[str, Tensor] = field(default_factory=dict)
     heldout_right: Mapping[str, Tensor] = field(default_factory=dict)
     partial: bool = False
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Judge:
@@ -49,7 +52,7 @@ class Judge:
     Args:
         predict: most probable labels by the reward's own classifiers, or None.
         heldout: held-out classifiers by control; they judge jointly where every control has one.
-        controls: number of labels of each control.
+        controls: what can be asked for, by name; labels are judged, numbers are read.
         rows: samples that classifiers are given at once; None for all.
     """
 
@@ -57,16 +60,21 @@ class Judge:
         self,
         predict: Callable[[Tensor], dict[str, Tensor] | None],
         heldout: Mapping[str, LabelModel],
-        controls: Mapping[str, int],
+        controls: Mapping[str, Control],
         rows: int | None = None,
     ) -> None:
-        self.predict, self.heldout, self.controls = predict, heldout, controls
+        self.predict, self.heldout = predict, heldout
+        self.controls, self.sizes = dict(controls), label_counts(controls)
         self.rows = rows
-        self.num_classes = math.prod(controls.values())
+        self.num_classes = math.prod(self.sizes.values())
 
-    def __call__(self, sample: Tensor, condition: Mapping[str, int]) -> Quality:
+    def __call__(self, sample: Tensor, condition: Mapping[str, float]) -> Quality:
         """Judge samples [N, *D] that were asked to show `condition`."""
-        given = {name: label for name, label in condition.items() if self._is_asked(name, label)}
+        given = {
+            name: int(condition[name])
+            for name, size in self.sizes.items()
+            if condition[name] < size
+        }
         asked = {name: torch.full((len(sample),), label) for name, label in given.items()}
         heldout = {
             name: in_parts(model.log_probabilities, sample, rows=self.rows, recompute=False).argmax(
@@ -74,16 +82,18 @@ class Judge:
             )
             for name, model in self.heldout.items()
         }
-        joint = bool(self.controls) and set(self.heldout) == set(self.controls)
-        predicted = self.predict(sample)
+        joint = bool(self.sizes) and set(self.heldout) == set(self.sizes)
+        shown = self.predict(sample)
+        predicted = shown if self.sizes or not self.controls else None
         return Quality(
             asked=self._joint(asked, asked, len(sample)),
             predicted=None if predicted is None else self._joint(predicted, asked, len(sample)),
             heldout=self._joint(heldout, asked, len(sample)) if joint else None,
             diversity=diversity(sample),
-            right=self._right(predicted or {}, asked),
+            right=self._right(shown or {}, asked),
             heldout_right=self._right(heldout, asked),
-            partial=len(given) < len(condition),
+            partial=len(given) < len(self.sizes),
+            numbers=self._numbers(shown or {}),
         )
 
     def combine(self, parts: Sequence[Quality]) -> dict[str, Any]:
@@ -112,22 +122,27 @@ class Judge:
         }.items():
             figures[f"{prefix}accuracy_per_control"] = {
                 name: _share([right[name] for right in sets if name in right])
-                for name in self.controls
+                for name in self.sizes
             }
+        shown = {name for part in parts for name in part.numbers}
+        if shown:
+            values = {k: torch.cat([part.numbers[k] for part in parts]) for k in sorted(shown)}
+            figures["shown"] = {k: _mean_and_std(value) for k, value in values.items()}
         spread = [part.diversity for part in parts if part.diversity is not None]
         figures["diversity"] = sum(spread) / len(spread) if spread else None
         return figures
 
-    def _is_asked(self, name: str, label: int) -> bool:
-        return label < self.controls.get(name, label + 1)  # prompts have no null label here
+    def _numbers(self, shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What samples show of the controls that are numbers, on the CPU."""
+        return {k: v.cpu() for k, v in shown.items() if k in self.controls and k not in self.sizes}
 
     def _joint(self, labels: Mapping[str, Tensor], asked: Mapping[str, Tensor], n: int) -> Tensor:
         """Labels of all controls asked for as one index [N], on the CPU; 0 without any."""
-        sizes = {name: size for name, size in self.controls.items() if name in asked}
+        sizes = {name: size for name, size in self.sizes.items() if name in asked}
         return joint_place(sizes, labels).cpu().expand(n)
 
     def _right(self, seen: Mapping[str, Tensor], asked: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        known = [name for name in self.controls if name in seen and name in asked]
+        known = [name for name in self.sizes if name in seen and name in asked]
         return {name: seen[name].cpu() == asked[name] for name in known}
 
     def _macro_f1(self, predicted: Tensor, asked: Tensor) -> float:
@@ -155,6 +170,12 @@ def in_words(figures: Mapping[str, Any]) -> str:
             said["both" if len(shares) == 2 else "all"] = joint
         return f"right by {judge}: " + ", ".join(f"{n} {_percent(s)}" for n, s in said.items())
     return ""
+
+
+def _mean_and_std(values: Tensor) -> dict[str, float] | None:
+    if len(values) < 2:
+        return None
+    return {"mean": float(values.double().mean()), "std": float(values.double().std())}
 
 
 def _percent(share: float) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ctrl_rl import gaussian, keys
 from ctrl_rl.agents.parts.returns import episode_kl, episode_log_ratio, episode_reward
-from ctrl_rl.conditions import Labels
+from ctrl_rl.controls import Values
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.rollout import rollout
@@ -112,22 +112,22 @@ class Sampler(ABC):
         raise ConfigError("this run draws by a law of whole samples, and has no policy")
 
     @abstractmethod
-    def draw(self, condition: Mapping[str, int], *, n: int, batch_size: int, seed: int) -> Draws:
+    def draw(self, condition: Mapping[str, float], *, n: int, batch_size: int, seed: int) -> Draws:
         """Draw n samples.
 
         Args:
-            condition: places of prompt and labels, null ones included.
+            condition: a value of every control, null ones included.
             n: how many.
             batch_size: episodes at once at most.
             seed: of all randomness; those of two calls are at least 10,000 apart.
         """
 
     @abstractmethod
-    def strip(self, control: Mapping[str, Labels], *, title: str, n: int, seed: int) -> Strip:
+    def strip(self, control: Mapping[str, Values], *, title: str, n: int, seed: int) -> Strip:
         """Draw n samples with the latents that they come from, for pictures."""
 
     def log_ratio_on(
-        self, episodes: TensorDict, condition: Mapping[str, int], batch_size: int
+        self, episodes: TensorDict, condition: Mapping[str, float], batch_size: int
     ) -> Tensor | None:
         """Summed log-ratio to the prior on given trajectories [n, K]: [n] nats; None without."""
         del episodes, condition, batch_size
@@ -165,7 +165,7 @@ class PolicySampler(Sampler):
         return self._policy
 
     def draw(
-        self, condition: Mapping[str, int], *, n: int, batch_size: int, seed: int
+        self, condition: Mapping[str, float], *, n: int, batch_size: int, seed: int
     ) -> PolicyDraws:
         """Roll out n episodes."""
         parts, samples = [], []
@@ -182,12 +182,12 @@ class PolicySampler(Sampler):
             log_ratio=episode_log_ratio(whole),
         )
 
-    def strip(self, control: Mapping[str, Labels], *, title: str, n: int, seed: int) -> Strip:
+    def strip(self, control: Mapping[str, Values], *, title: str, n: int, seed: int) -> Strip:
         """Strips of one n and seed have the same noise, whatever policy and control."""
         return draw_strip(self.process, self.policy, control, title=title, n=n, seed=seed)
 
     def log_ratio_on(
-        self, episodes: TensorDict, condition: Mapping[str, int], batch_size: int
+        self, episodes: TensorDict, condition: Mapping[str, float], batch_size: int
     ) -> Tensor:
         """Sum over steps of log pi - log p_ref on given trajectories [n, K]: [n] nats."""
         if not len(episodes):  # nothing was accepted; of images there is no reshape to nothing
@@ -213,7 +213,7 @@ class PolicySampler(Sampler):
 
 
 def draw_prior(
-    process: DenoisingProcess, n: int, *, batch_size: int, seed: int, prompt: int | None = None
+    process: DenoisingProcess, n: int, *, batch_size: int, seed: int, prompt: float | None = None
 ) -> tuple[TensorDict, Tensor]:
     """Roll the prior out: [n, K] with latents, actions and prior means, and samples [n, *D]."""
     policy = PriorPolicy(process.kernel)

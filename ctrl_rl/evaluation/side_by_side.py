@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ctrl_rl import keys
-from ctrl_rl.conditions import Labels
+from ctrl_rl.controls import Values
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.rollout import rollout
@@ -51,7 +51,7 @@ class Comparison:
 def draw_strip(
     process: DenoisingProcess,
     policy: DenoisingPolicy,
-    control: Mapping[str, Labels],
+    control: Mapping[str, Values],
     *,
     title: str,
     n: int = _SAMPLES,

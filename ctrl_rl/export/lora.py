@@ -6,7 +6,7 @@ from typing import Any
 import diffusers
 
 from ctrl_rl.assets import resolve
-from ctrl_rl.conditions import described
+from ctrl_rl.controls import Categorical, as_control, described
 from ctrl_rl.errors import ConfigError, one_line
 from ctrl_rl.export.pipeline import ADAPTERS, FILES, write_control
 from ctrl_rl.policies import LowRankPolicy, RewardGuidedPolicy
@@ -87,8 +87,7 @@ def export_run(
         "part": network.part,
         "scheduler": _SCHEDULERS[config.choices.kernel],
         "scheduler_settings": {key: config.kernel[key] for key in _OF_SCHEDULER & {*config.kernel}},
-        "controls": run.env.process.controls,
-        "label_names": run.env.process.reward_model.label_names,
+        "controls": {name: one.as_json() for name, one in run.env.process.controls.items()},
         "read_out": kernel.has_read_out,
         "call": call,
     }
@@ -133,13 +132,17 @@ _FIGURES = ("task", "agent", "seed", "steps", "gap_nats", "kl_nats", "reward", "
 
 def _card(run: LoadedRun, settings: dict[str, Any], where: str) -> str:
     """The model card."""
-    controls = described(settings["label_names"])
+    known = {name: as_control(one, name) for name, one in settings["controls"].items()}
+    controls = described(known)
     figures = "\n".join(
         f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
         for name in _FIGURES
         if (value := run.summary.get(name)) is not None
     )
-    example = {name: names[-1] for name, names in settings["label_names"].items()}
+    example = {
+        name: one.names[-1] if isinstance(one, Categorical) else one.high  # type: ignore[attr-defined]
+        for name, one in known.items()
+    }
     control = f", control={example}" if example else ""
     what = f" with a control beside the prompt: {controls}" if example else ", without a control"
     return f"""\

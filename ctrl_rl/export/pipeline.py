@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctrl_rl.assets import unreachable
-from ctrl_rl.conditions import Labels, all_names, checked_labels
+from ctrl_rl.conditions import checked_values
+from ctrl_rl.controls import Control, Values, as_control
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.export.schedulers import FlowSDEScheduler, scheduler_of
-from ctrl_rl.networks.perceptrons import ControlEmbedding
+from ctrl_rl.networks.embeddings import ControlEmbedding
 from ctrl_rl.priors.diffusers.text_transformer import POOLED, ControlledTimeEmbedding, packed
 
 SETTINGS, EMBEDDING = "control.json", "control_embedding.safetensors"
@@ -89,7 +90,7 @@ class ControlledPipeline:
         else:
             network.time_text_embed = ControlledTimeEmbedding(network.time_text_embed)
             features = network.time_text_embed.features
-        embedding = ControlEmbedding(settings["controls"], features)
+        embedding = ControlEmbedding(_controls(settings), features)
         embedding.load_state_dict(load_file(folder / EMBEDDING))
         return cls(pipeline, embedding.requires_grad_(False), settings, folder)
 
@@ -110,7 +111,7 @@ class ControlledPipeline:
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
-        control: Mapping[str, Labels] | None = None,
+        control: Mapping[str, Values] | None = None,
         strength: float = 1.0,
         **more: Any,
     ) -> Any:
@@ -137,9 +138,7 @@ class ControlledPipeline:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         number = len(more["prompt_embeds"] if prompts is None else prompts)
         device = self.embedding.nothing.device
-        # Folders of earlier releases have no names.
-        names = all_names(self.settings["controls"], self.settings.get("label_names", {}))
-        labels = checked_labels(control or {}, names, number, device)
+        values = checked_values(control or {}, _controls(self.settings), number, device)
         trained = dict(self.settings["call"])
         if more.get("negative_prompt_embeds") is not None:
             trained.pop("negative_prompt", None)  # which they take the place of
@@ -147,7 +146,7 @@ class ControlledPipeline:
         if isinstance(given.get("negative_prompt"), str):
             given["negative_prompt"] = [given["negative_prompt"]] * number
         images = given.get("num_images_per_prompt") or 1
-        vectors = self.embedding(labels).expand(number, -1).repeat_interleave(images, 0)
+        vectors = self.embedding(values).expand(number, -1).repeat_interleave(images, 0)
         negative = (given.get(name) for name in ("negative_prompt", "negative_prompt_embeds"))
         asked = any(each is not None for each in negative)
         separate = asked and given.get("true_cfg_scale", 1) > 1  # as Flux has it
@@ -240,6 +239,12 @@ def _downloaded(folder: str | Path, more: Mapping[str, Any]) -> Path:
         return Path(snapshot_download(folder, allow_patterns=FILES, **client))
     except Exception as error:  # of the hub's client: many kinds
         raise unreachable("folder", folder, "what `ctrl-rl export` made", error) from error
+
+
+def _controls(settings: Mapping[str, Any]) -> dict[str, Control]:
+    """What can be asked for; folders of earlier releases have numbers of labels, names beside."""
+    names = settings.get("label_names", {})
+    return {k: as_control(names.get(k) or one, k) for k, one in settings["controls"].items()}
 
 
 def _controlled(named: dict[str, Any], rows: Tensor) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def check_reward(env: LatentEnv, episode: TensorDict) -> None:
     bad = (~torch.isfinite(reward)).nonzero()
     if len(bad):
         where = int(bad[0])
-        asked = {name: int(value) for name, value in episode[keys.CONTROL][where, 0].items()}
+        asked = {name: value.item() for name, value in episode[keys.CONTROL][where, 0].items()}
         named = env.process.conditions.name(asked)
         raise NonFiniteError(f"the reward is {reward[where].item()} for {named}")
     if env.process.reward_upper_bound is not None:

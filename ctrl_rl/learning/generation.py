@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ctrl_rl import keys
+from ctrl_rl.conditions import label_counts
+from ctrl_rl.controls import Categorical
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.rollout import rollout
@@ -96,7 +98,7 @@ def generate_dataset(
             file.flush()
             report(len(rows))
     counts = {}
-    for place, (name, num_labels) in enumerate(process.controls.items(), start=1):
+    for place, (name, num_labels) in enumerate(label_counts(process.controls).items(), start=1):
         labels = [int(row[place]) for row in rows]
         counts[name] = [labels.count(label) for label in range(num_labels)]
     return counts
@@ -152,6 +154,12 @@ def _drawn(env: LatentEnv) -> tuple[list[Tensor], list[list[str]]]:
 
 
 def _check_labels(process: DenoisingProcess) -> None:
+    for name, control in process.controls.items():
+        if not isinstance(control, Categorical):
+            raise ConfigError(
+                f"a dataset for classifiers needs labels, and the control {name} of this reward is "
+                f"{control.described()}; use a reward of classifiers, such as reward=jpeg"
+            )
     shape = process.sample_shape
     check_images(shape, "a dataset of pictures")
     sample = torch.zeros(1, *shape, device=process.kernel.scale.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ctrl_rl import keys
 from ctrl_rl.agents.parts.returns import episode_kl, episode_reward
 from ctrl_rl.agents.plan import in_force
-from ctrl_rl.conditions import joint_place
+from ctrl_rl.conditions import joint_place, label_counts
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import RunError
 from ctrl_rl.learning.checkpoint import Checkpoint
@@ -102,7 +102,7 @@ class Trainer:
         if self.log_z is None:
             return {}
         asked = dict(episode[keys.CONTROL][:, 0].items())
-        place = joint_place(self.env.process.controls, asked)
+        place = joint_place(label_counts(self.env.process.controls), asked)
         returns = (episode_reward(episode) - episode_kl(episode)).detach()
         return {"gap_nats": float((self.log_z.to(returns.device)[place] - returns).mean())}
 

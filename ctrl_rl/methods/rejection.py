@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ctrl_rl import keys
 from ctrl_rl.agents.parts.returns import episode_reward
-from ctrl_rl.conditions import Labels
+from ctrl_rl.controls import Values
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.rollout import rollout
@@ -56,7 +56,9 @@ class Rejection(Sampler):
             raise ConfigError(f"method.trials={trials} must be 1 or more")
         self.trials = trials
 
-    def draw(self, condition: Mapping[str, int], *, n: int, batch_size: int, seed: int) -> LawDraws:
+    def draw(
+        self, condition: Mapping[str, float], *, n: int, batch_size: int, seed: int
+    ) -> LawDraws:
         """Draw until n are accepted.
 
         Raises:
@@ -79,7 +81,7 @@ class Rejection(Sampler):
             soft_return=partial(_log_z, torch.cat(of_trials)),
         )
 
-    def strip(self, control: Mapping[str, Labels], *, title: str, n: int, seed: int) -> Strip:
+    def strip(self, control: Mapping[str, Values], *, title: str, n: int, seed: int) -> Strip:
         """Draw n episodes, the i-th of them of the i-th condition.
 
         Raises:
@@ -99,7 +101,7 @@ class Rejection(Sampler):
         self._refuse(len(found), n, title)
 
     def _rounds(
-        self, control: Mapping[str, Labels], size: int, seed: int
+        self, control: Mapping[str, Values], size: int, seed: int
     ) -> Iterator[tuple[TensorDict, Tensor, Tensor]]:
         """Episodes of the prior, their rewards and which are accepted, batch by batch."""
         process = self.process

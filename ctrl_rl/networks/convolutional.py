@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ctrl_rl.controls import Control
 from ctrl_rl.networks.perceptrons import ModulatedPerceptron, Modulation
 
 
@@ -22,7 +23,7 @@ class ModulatedImageNetwork(nn.Module):
         shape: [C, H, W] of x, of any size.
         outputs: channels of the result.
         num_steps: K; every step 0 .. K - 1 has modulations of its own.
-        controls: number of labels of each named control.
+        controls: what can be asked for, by name.
         width: hidden width of the perceptron.
         depth: its residual blocks.
         channels: of the convolutions.
@@ -38,7 +39,7 @@ class ModulatedImageNetwork(nn.Module):
         shape: tuple[int, ...],
         outputs: int,
         num_steps: int,
-        controls: Mapping[str, int],
+        controls: Mapping[str, Control],
         width: int,
         depth: int,
         channels: int,
@@ -92,7 +93,7 @@ class ModulatedImageNetwork(nn.Module):
 class _ModulatedBlock(nn.Module):
     """Two convolutions on normalised, modulated features, added to them; 0 at the start."""
 
-    def __init__(self, num_steps: int, controls: Mapping[str, int], channels: int) -> None:
+    def __init__(self, num_steps: int, controls: Mapping[str, Control], channels: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(1, channels)
         self.first, self.last = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))

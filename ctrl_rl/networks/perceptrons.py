@@ -6,39 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ctrl_rl.controls import Control
 from ctrl_rl.gaussian import expand_to
-
-
-class ControlEmbedding(nn.Module):
-    """Sum of one zero-initialised table per named control, each with a null row.
-
-    Additive, so that the number of rows is the sum and not the product of the numbers of labels
-    (one row per combination would grow exponentially with the controls); 0 without any control. The
-    last row of a table is the null label: it is 0 and stays 0, since `padding_idx` gives it no
-    gradient.
-
-    Args:
-        controls: number of labels of each named control, without the null label.
-        features: width E of the embedding.
-    """
-
-    nothing: Tensor
-
-    def __init__(self, controls: Mapping[str, int], features: int) -> None:
-        super().__init__()
-        tables = {
-            name: nn.Embedding(num_labels + 1, features, padding_idx=num_labels)
-            for name, num_labels in controls.items()
-        }
-        for table in tables.values():
-            nn.init.zeros_(table.weight)
-        self.tables = nn.ModuleDict(tables)
-        self.register_buffer("nothing", torch.zeros(1, features), persistent=False)
-
-    def forward(self, control: Mapping[str, Tensor]) -> Tensor:
-        """Embed labels, each [B] int64, as [B, E], or [1, E] without any control."""
-        rows: list[Tensor] = [table(control[name]) for name, table in self.tables.items()]
-        return sum(rows, self.nothing)
+from ctrl_rl.networks.embeddings import ControlEmbedding, table_of
 
 
 class ConditionedPerceptron(nn.Module):
@@ -48,7 +18,7 @@ class ConditionedPerceptron(nn.Module):
         inputs: size of x.
         outputs: size of the result.
         num_steps: K; steps enter as sines and cosines of k / K, and through a table of their own.
-        controls: number of labels of each named control.
+        controls: what can be asked for, by name.
         width: hidden width.
         depth: hidden layers.
     """
@@ -61,7 +31,7 @@ class ConditionedPerceptron(nn.Module):
         inputs: int,
         outputs: int,
         num_steps: int,
-        controls: Mapping[str, int],
+        controls: Mapping[str, Control],
         width: int,
         depth: int,
     ) -> None:
@@ -99,7 +69,7 @@ class ModulatedPerceptron(nn.Module):
         inputs: size of x.
         outputs: size of the result.
         num_steps: K; every step 0 .. K - 1 has modulations of its own.
-        controls: number of labels of each named control.
+        controls: what can be asked for, by name.
         width: hidden width.
         depth: residual blocks.
     """
@@ -110,7 +80,7 @@ class ModulatedPerceptron(nn.Module):
         inputs: int,
         outputs: int,
         num_steps: int,
-        controls: Mapping[str, int],
+        controls: Mapping[str, Control],
         width: int,
         depth: int,
     ) -> None:
@@ -138,7 +108,7 @@ class ModulatedPerceptron(nn.Module):
 class _ModulatedBlock(nn.Module):
     """A hidden layer on normalised, modulated features, added to them; 0 at the start."""
 
-    def __init__(self, num_steps: int, controls: Mapping[str, int], features: int) -> None:
+    def __init__(self, num_steps: int, controls: Mapping[str, Control], features: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(features)
         self.first, self.last = (nn.Linear(features, features) for _ in range(2))
@@ -155,24 +125,23 @@ class _ModulatedBlock(nn.Module):
 class Modulation(nn.Module):
     """Features [B, F, *S] times 1 + g, plus s; g and s [B, F] are sums of tables, 0 at the start.
 
-    One table of steps, and two per control: one that all steps share, so that what a label means is
-    learned at all of them, and one with a row for every step, as it means another thing there.
+    One table of steps, and two per control: one that all steps share, so that what a value means is
+    learned at all of them, and one with rows for every step, as it means another thing there.
     """
 
-    def __init__(self, num_steps: int, controls: Mapping[str, int], features: int) -> None:
+    def __init__(self, num_steps: int, controls: Mapping[str, Control], features: int) -> None:
         super().__init__()
-        self.sizes = {name: labels + 1 for name, labels in controls.items()}
         self.steps = nn.Embedding(num_steps, 2 * features)
         self.labels = ControlEmbedding(controls, 2 * features)
-        by_step = {k: nn.Embedding(num_steps * n, 2 * features) for k, n in self.sizes.items()}
-        self.labels_by_step = nn.ModuleDict(by_step)
-        for table in (self.steps, *by_step.values()):
-            nn.init.zeros_(table.weight)
+        self.labels_by_step = nn.ModuleDict(
+            {name: table_of(control, 2 * features, num_steps) for name, control in controls.items()}
+        )
+        nn.init.zeros_(self.steps.weight)
 
     def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Modulate features [B, F, *S] at steps [B] in 0 .. K-1 and labels [B] each."""
         said = self.steps(step) + self.labels(control)
         for name, table in self.labels_by_step.items():
-            said = said + table(step * self.sizes[name] + control[name])
+            said = said + table(control[name], step)
         scale, shift = (expand_to(part, x) for part in said.chunk(2, dim=-1))
         return x * (1 + scale) + shift

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ctrl_rl.controls import Control
 from ctrl_rl.errors import ConfigError, check_sizes
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import TransitionKernel
@@ -20,7 +21,7 @@ class DriftPolicy(DenoisingPolicy):
     Args:
         prior: the pretrained model, for the latent's shape.
         kernel: the transition kernel.
-        controls: number of labels of each named control.
+        controls: what can be asked for, by name.
         width: hidden width of the perceptron u.
         depth: its hidden layers.
 
@@ -33,7 +34,7 @@ class DriftPolicy(DenoisingPolicy):
         *,
         prior: Prior,
         kernel: TransitionKernel,
-        controls: Mapping[str, int],
+        controls: Mapping[str, Control],
         width: int = 128,
         depth: int = 2,
     ) -> None:

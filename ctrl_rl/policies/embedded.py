@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 
 from ctrl_rl import keys
+from ctrl_rl.controls import Control
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.kernels import TransitionKernel
-from ctrl_rl.networks.perceptrons import ControlEmbedding
+from ctrl_rl.networks.embeddings import ControlEmbedding
 from ctrl_rl.policies.policy import DenoisingPolicy
 from ctrl_rl.priors import Denoiser, Prior
 
@@ -18,7 +19,7 @@ class EmbeddedPolicy(DenoisingPolicy):
     Args:
         prior: the pretrained model; its denoiser must accept an embedding.
         kernel: the transition kernel.
-        controls: number of labels of each named control.
+        controls: what can be asked for, by name.
         make_denoiser: gives the trained denoiser from the prior's.
 
     Raises:
@@ -30,7 +31,7 @@ class EmbeddedPolicy(DenoisingPolicy):
         *,
         prior: Prior,
         kernel: TransitionKernel,
-        controls: Mapping[str, int],
+        controls: Mapping[str, Control],
         make_denoiser: Callable[[Denoiser], Denoiser],
     ) -> None:
         super().__init__(kernel)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 
+from ctrl_rl.controls import Control
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.policies.embedded import EmbeddedPolicy
 from ctrl_rl.priors import Denoiser, Prior
@@ -17,14 +18,14 @@ class FineTunedPolicy(EmbeddedPolicy):
     Args:
         prior: the pretrained model; its denoiser must accept an embedding.
         kernel: the transition kernel.
-        controls: number of labels of each named control.
+        controls: what can be asked for, by name.
 
     Raises:
         ConfigError: the prior's denoiser has no input for an embedding.
     """
 
     def __init__(
-        self, *, prior: Prior, kernel: TransitionKernel, controls: Mapping[str, int]
+        self, *, prior: Prior, kernel: TransitionKernel, controls: Mapping[str, Control]
     ) -> None:
         super().__init__(prior=prior, kernel=kernel, controls=controls, make_denoiser=_trainable)
 

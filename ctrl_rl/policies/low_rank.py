@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ctrl_rl.controls import Control
 from ctrl_rl.errors import ConfigError, check_sizes
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.policies.embedded import EmbeddedPolicy
@@ -27,7 +28,7 @@ class LowRankPolicy(EmbeddedPolicy):
     Args:
         prior: the pretrained model; its denoiser must accept an embedding.
         kernel: the transition kernel.
-        controls: number of labels of each named control.
+        controls: what can be asked for, by name.
         rank: of every adapter.
         alpha: adapters are multiplied by alpha / rank; None for alpha = rank.
         targets: ends of the names of the layers to adapt, linear or convolutional.
@@ -44,7 +45,7 @@ class LowRankPolicy(EmbeddedPolicy):
         *,
         prior: Prior,
         kernel: TransitionKernel,
-        controls: Mapping[str, int],
+        controls: Mapping[str, Control],
         rank: int = 4,
         alpha: int | None = None,
         targets: Sequence[str] = ATTENTION,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ctrl_rl.controls import Control
 from ctrl_rl.errors import ConfigError, check_sizes
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import TransitionKernel
@@ -32,7 +33,7 @@ class SideImagePolicy(DenoisingPolicy):
     Args:
         prior: the pretrained model.
         kernel: the transition kernel.
-        controls: number of labels of each named control; without any there is one network.
+        controls: what can be asked for, by name; without any there is one network.
         width: hidden width of the perceptron that sees the whole image.
         depth: its residual blocks.
         channels: of the convolutions.
@@ -51,7 +52,7 @@ class SideImagePolicy(DenoisingPolicy):
         *,
         prior: Prior,
         kernel: TransitionKernel,
-        controls: Mapping[str, int],
+        controls: Mapping[str, Control],
         width: int = 256,
         depth: int = 3,
         channels: int = 32,
@@ -65,7 +66,7 @@ class SideImagePolicy(DenoisingPolicy):
                 f"{list(prior.shape)}; use policy=side_network"
             )
         incoming, *sides = prior.shape
-        self.sizes = dict(controls)
+        self.controls = dict(controls)
         self.standard = _Standard(prior, kernel)
         self.drifts = nn.ModuleDict(
             {
@@ -92,14 +93,14 @@ class SideImagePolicy(DenoisingPolicy):
         total = torch.zeros_like(x)
         for name, own in self._parts().items():
             drift = self.drifts[f"of_{name}"](seen, step, control)
-            for control_name, null in own.items():
-                drift = drift * expand_to(control[control_name] != null, x)
+            for control_name, asked in own.items():
+                drift = drift * expand_to(~asked.is_null(control[control_name]), x)
             total = total + drift
         return prior_loc + self._GAIN * expand_to(self.kernel.scale[step], x) * total
 
-    def _parts(self) -> dict[str, dict[str, int]]:
+    def _parts(self) -> dict[str, dict[str, Control]]:
         """What each network is asked: one control, or none where the task has none."""
-        return {name: {name: labels} for name, labels in self.sizes.items()} or {"all": {}}
+        return {name: {name: control} for name, control in self.controls.items()} or {"all": {}}
 
 
 class _Standard(FixedPrecision):

@@ -6,6 +6,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ctrl_rl.controls import Control
 from ctrl_rl.errors import check_sizes
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import TransitionKernel
@@ -28,7 +29,7 @@ class SideNetworkPolicy(DenoisingPolicy):
     Args:
         prior: the pretrained model, for the latent's shape.
         kernel: the transition kernel.
-        controls: number of labels of each named control.
+        controls: what can be asked for, by name.
         width: hidden width of the perceptron u.
         depth: its residual blocks.
 
@@ -41,7 +42,7 @@ class SideNetworkPolicy(DenoisingPolicy):
         *,
         prior: Prior,
         kernel: TransitionKernel,
-        controls: Mapping[str, int],
+        controls: Mapping[str, Control],
         width: int = 384,
         depth: int = 3,
     ) -> None:

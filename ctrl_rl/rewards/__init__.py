@@ -6,6 +6,7 @@ from ctrl_rl.rewards.graded import Graded as Graded
 from ctrl_rl.rewards.graded import Measure as Measure
 from ctrl_rl.rewards.jpeg import Compressibility as Compressibility
 from ctrl_rl.rewards.linear import LinearReward as LinearReward
+from ctrl_rl.rewards.mean_shift import MeanShift as MeanShift
 from ctrl_rl.rewards.mixture import MixtureClassifier as MixtureClassifier
 from ctrl_rl.rewards.models.image_reward import ImageReward as ImageReward
 from ctrl_rl.rewards.models.pretrained import AestheticScore as AestheticScore

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ctrl_rl.controls import Categorical
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.rewards.reward import Reward, checked_weights
 
@@ -49,9 +50,9 @@ class ClassifierReward(Reward):
         self.models = nn.ModuleDict({name: _module(model) for name, model in classifiers.items()})
         self.requires_grad_(False).eval()
         self.weights = checked_weights(weights, classifiers)
-        self.controls = {name: model.num_labels for name, model in classifiers.items()}
-        self.label_names = {
-            name: getattr(model, "label_names", ()) for name, model in classifiers.items()
+        self.controls = {
+            name: Categorical.of(model.num_labels, getattr(model, "label_names", ()))
+            for name, model in classifiers.items()
         }
         self.differentiable = all(
             getattr(model, "differentiable", True) for model in classifiers.values()
@@ -63,8 +64,8 @@ class ClassifierReward(Reward):
         total = sample.new_zeros(sample.shape[0], dtype=torch.float32)
         for name, weight in self.weights.items():
             label = control[name]
-            asked = label < self.controls[name]
-            picked = label.clamp(max=self.controls[name] - 1)[:, None]
+            asked = ~self.controls[name].is_null(label)
+            picked = torch.where(asked, label, 0)[:, None]
             log_prob = self._log_probabilities(name, sample).gather(1, picked)[:, 0]
             total = total + weight * torch.where(asked, log_prob, 0.0)
         return total

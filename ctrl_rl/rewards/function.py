@@ -28,9 +28,12 @@ from ctrl_rl.rewards.reward import Reward
 class FunctionReward(Reward):
     """A plain callable ``function(sample, control) -> [B] nats`` as a reward.
 
+    Where nothing is asked for it is 0. Of several controls, the function sees a label that asks for
+    nothing as the place behind the last one, and a number as 0.
+
     Args:
         function: the callable, or its dotted path ``module.name``.
-        controls: number of labels of each named control.
+        controls: by name a number of labels, their names, or {low: …, high: …} for a number.
         differentiable: whether its result carries a gradient to the sample. If not, it is called
             without one, and agents that need the gradient are refused before any work.
         upper_bound: nats that it never exceeds, or None; None makes the gap an estimate.
@@ -40,7 +43,7 @@ class FunctionReward(Reward):
         self,
         *,
         function: str | Callable[[Tensor, Mapping[str, Tensor]], Tensor],
-        controls: Mapping[str, int],
+        controls: Mapping[str, Any],
         differentiable: bool,
         upper_bound: float | None = None,
     ) -> None:
@@ -52,14 +55,19 @@ class FunctionReward(Reward):
 
     def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Call the function and check what it gives back."""
+        null = {name: kind.is_null(control[name]) for name, kind in self.controls.items()}
+        # Of numbers that ask for nothing the function sees some number, and no NaN.
+        given = {name: values.nan_to_num() for name, values in control.items()}
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
-            reward = torch.as_tensor(self.function(sample, control), device=sample.device).float()
+            reward = torch.as_tensor(self.function(sample, given), device=sample.device).float()
         if reward.shape != sample.shape[:1]:
             raise ConfigError(
                 f"the reward function gave shape {tuple(reward.shape)}; "
                 f"it must give one value per sample, shape ({sample.shape[0]},)"
             )
-        return reward
+        if not null:
+            return reward
+        return torch.where(torch.stack(list(null.values())).all(0), 0.0, reward)
 
 
 def _locate(path: str) -> Any:

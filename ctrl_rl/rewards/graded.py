@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ctrl_rl.conditions import check_label_names
+from ctrl_rl.controls import check_label_names
 from ctrl_rl.errors import ConfigError
 
 

@@ -8,10 +8,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor, nn
 
-from ctrl_rl.conditions import all_names
+from ctrl_rl.controls import Control, as_control
 from ctrl_rl.errors import ConfigError, check_choice
 
 # Rewards computed in float32 may exceed their known bound by rounding.
@@ -60,35 +61,31 @@ class Reward(nn.Module, ABC):
     """Base of all rewards.
 
     Attributes:
-        controls: number of labels of each named control, without the null label.
-        label_names: what the labels of each control are called; "0", "1" and so on where a reward
-            does not set it.
+        controls: what can be asked for, by name, without null values. Set each to a number of
+            labels, their names, {"low": …, "high": …} for a number, or a `Control`.
         differentiable: whether gradients flow to the sample.
         upper_bound: nats that no reward exceeds, or None where that is not known.
         reads_prompts: whether it needs the prompt under "prompt" of its control; a prior without
             prompts is refused.
     """
 
-    controls: dict[str, int]
     differentiable: bool
     upper_bound: float | None
     reads_prompts: bool = False
-    _named: Mapping[str, Sequence[str]] = MappingProxyType({})
+    _controls: Mapping[str, Control] = MappingProxyType({})
 
     @property
-    def label_names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the labels of every control, in their order, without the null label.
-
-        Set it to the names that there are, by control; numbers are the names of the others.
+    def controls(self) -> dict[str, Control]:
+        """What can be asked for, by name.
 
         Raises:
-            ConfigError: names that do not tell a control's labels apart.
+            ConfigError: set to what is no control.
         """
-        return all_names(self.controls, self._named)
+        return dict(self._controls)
 
-    @label_names.setter
-    def label_names(self, names: Mapping[str, Sequence[str]]) -> None:
-        self._named = dict(names)
+    @controls.setter
+    def controls(self, given: Mapping[str, Any]) -> None:
+        self._controls = {k: as_control(value, f"controls.{k}") for k, value in given.items()}
 
     def train(self, mode: bool = True) -> "Reward":
         """Stay in evaluation mode: a reward is no part of what is trained."""
@@ -104,13 +101,17 @@ class Reward(nn.Module, ABC):
 
         Args:
             sample: [B, *D] float32.
-            control: labels, each [B] int64; the null label (the last row) asks for nothing.
+            control: values, each [B], int64 for labels and float32 for numbers; the null value
+                (the place behind the last label, or NaN) asks for nothing.
 
         Returns:
             [B] float32, nats.
         """
 
     def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
-        """Most probable label of every control, each [B] int64; None where one has none."""
+        """What samples show of every control; None where that of one is not known.
+
+        Most probable labels [B] int64, or numbers [B] float32.
+        """
         del sample
         return None

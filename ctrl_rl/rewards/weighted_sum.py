@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ctrl_rl.controls import Control
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.rewards.reward import Reward, checked_weights
 
@@ -26,18 +27,16 @@ class WeightedSum(Reward):
         super().__init__()
         if not rewards:
             raise ConfigError("rewards is empty; give rewards by names of your own")
-        self.controls = {}
-        named: dict[str, tuple[str, ...]] = {}
+        controls: dict[str, Control] = {}
         for name, reward in rewards.items():
-            twice = sorted(self.controls.keys() & reward.controls)
+            twice = sorted(controls.keys() & reward.controls)
             if twice:
                 raise ConfigError(
                     f"rewards.{name} has the control '{twice[0]}', as another reward of the "
                     "sum has; give it another name in one of them"
                 )
-            self.controls |= reward.controls
-            named |= reward.label_names
-        self.label_names = named
+            controls |= reward.controls
+        self.controls = controls
         self.rewards = nn.ModuleDict(rewards)
         self.requires_grad_(False).eval()
         self.weights = checked_weights(weights, rewards)

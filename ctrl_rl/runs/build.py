@@ -1,5 +1,6 @@
 """From config to objects: the only module that instantiates configs."""
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.agents.plan import RolloutPlan, TaskSpec
 from ctrl_rl.classifiers.calibration import CalibrationReport
-from ctrl_rl.conditions import check_same_labels
+from ctrl_rl.controls import check_same_labels
 from ctrl_rl.data import OfflineDataset
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
@@ -187,7 +188,7 @@ def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
     One with networks of its own is a `_partial_` node and gets a `TaskSpec` as `task`.
     """
     task = TaskSpec(
-        shape=process.shape, num_steps=process.num_steps, controls=process.conditions.sizes
+        shape=process.shape, num_steps=process.num_steps, controls=process.conditions.controls
     )
     given = {"task": task} if config.agent.get("_partial_", False) else {}
     with torch.random.fork_rng(devices=[]):
@@ -199,6 +200,13 @@ def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
                 f"{type(phase).__name__} has no plan, which says what its rollouts keep; for "
                 "example plan = RolloutPlan(gradients='score'), see ctrl_rl.agents.plan"
             )
+    numbers = [name for name, control in process.controls.items() if math.isinf(control.size)]
+    if agent.needs_equal_conditions and numbers:
+        raise ConfigError(
+            f"agent={config.choices.agent} compares episodes of the same condition, and no two "
+            f"have the same one where a control is a number, as {numbers[0]} is; use agent=ctrl, "
+            "adjoint, reinforce, ppo or tb"
+        )
     if agent.needs_reward_gradient and not process.reward_model.differentiable:
         raise ConfigError(
             f"agent={config.choices.agent} differentiates the reward, and "
@@ -243,7 +251,7 @@ def build_heldout(config: DictConfig, process: DenoisingProcess) -> Mapping[str,
         check_same_labels(
             f"evaluation.heldout.{name}",
             getattr(model, "label_names", ()) or getattr(model, "num_labels", None),
-            process.conditions.names[str(name)],
+            process.controls[str(name)],
         )
         heldout[str(name)] = model.to(process.kernel.scale.device)
     return heldout

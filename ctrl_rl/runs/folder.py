@@ -5,6 +5,7 @@
     summary.json      the evaluation
     samples.png       what it looks like
     denoising.gif     how it comes about, where latents are images
+    asked.png         what samples show over what was asked for, where a control is a number
     checkpoints/      000050/{policy,training}.safetensors and state.json; nothing is pickled
 
 A checkpoint is written beside its place and renamed, so that a killed run never leaves half of one,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ctrl_rl.conditions import Label, Labels, described
+from ctrl_rl.controls import Value, Values, described
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.control import ControlEnv, ControlVectorEnv
 from ctrl_rl.envs.latent import LatentEnv
@@ -123,7 +123,7 @@ class LoadedRun:
 
     def sample(
         self,
-        control: Labels | Mapping[str, Labels] | None = None,
+        control: Values | Mapping[str, Values] | None = None,
         n: int = 16,
         seed: int = 0,
         strength: float = 1.0,
@@ -131,9 +131,10 @@ class LoadedRun:
         """Draw clean samples.
 
         Args:
-            control: a label, or [n] of them, by their names or places: "yes" or 1; by name of the
-                control where there are several, such as {"glasses": "yes"}; under "prompt" one of
-                the prior's prompts. What is not given, or "any", asks for nothing.
+            control: a value, or [n] of them: a label by its name or place, "yes" or 1, or a number
+                where the control is one; by name of the control where there are several, such as
+                {"glasses": "yes"}; under "prompt" one of the prior's prompts. What is not given, or
+                "any", asks for nothing.
             n: number of samples.
             seed: same seed, same samples.
             strength: drift relative to the trained policy's: 0 is the prior, 1 the policy.
@@ -148,7 +149,7 @@ class LoadedRun:
 
     def strip(
         self,
-        control: Labels | Mapping[str, Labels] | None = None,
+        control: Values | Mapping[str, Values] | None = None,
         n: int = 16,
         seed: int = 0,
         strength: float = 1.0,
@@ -165,24 +166,24 @@ class LoadedRun:
         build.check_seed(seed)
         control = {} if control is None else control
         if not isinstance(control, Mapping):
-            if len(process.conditions.sizes) != 1:
-                names = described(process.conditions.names)
-                has = f"the controls {names}; give labels by control" if names else "no control"
+            if len(process.conditions.controls) != 1:
+                known = described(process.conditions.controls)
+                has = f"the controls {known}; give values by control" if known else "no control"
                 raise ConfigError(f"this run has {has}")
-            control = {next(iter(process.conditions.sizes)): control}
+            control = {next(iter(process.conditions.controls)): control}
         # Whatever draws, at strength 0 it is the prior.
         prior = PolicySampler(process, PriorPolicy(process.kernel))
         sampler = prior if strength == 0 else self.sampler.at_strength(strength)
-        labels = process.check_control(control, n)
-        first = {name: int(label[0]) for name, label in labels.items()}
+        values = process.check_control(control, n)
+        first = {name: value[0].item() for name, value in values.items()}
         title = process.conditions.title(first)
-        return sampler.strip(labels, title=title, n=n, seed=seed)
+        return sampler.strip(values, title=title, n=n, seed=seed)
 
     def evaluate(
         self,
         plan: EvaluationPlan | None = None,
         report: Callable[[int, int], None] = lambda done, total: None,
-        conditions: Sequence[Mapping[str, Label]] | None = None,
+        conditions: Sequence[Mapping[str, Value]] | None = None,
     ) -> Evaluation:
         """Measure the policy.
 

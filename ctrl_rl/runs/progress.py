@@ -71,10 +71,13 @@ def show_summary(path: Path, summary: Mapping[str, Any]) -> None:
     )
     if "conditions" in summary:
         measured, whole = summary["conditions"]["measured"], summary["conditions"]["in_all"]
-        say(f"measured on {measured:,} of {whole:,} conditions, drawn at random")
+        of = "infinitely many" if whole is None else f"{whole:,}"
+        say(f"measured on {measured:,} of {of} conditions, drawn at random")
     for sentence in summary["contradictions"]:
         say(f"contradiction: {sentence}")
     say(f"picture: {path / 'samples.png'}")
+    if (path / "asked.png").is_file():
+        say(f"what was asked for, and what samples show: {path / 'asked.png'}")
     if (path / "denoising.gif").is_file():
         say(f"film: {path / 'denoising.gif'}")
 

@@ -15,6 +15,7 @@ from ctrl_rl.errors import NonFiniteError, RunError
 from ctrl_rl.evaluation.compare import compare
 from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, prior_log_z
 from ctrl_rl.evaluation.film import NO_FILM, draw_film, strips_of
+from ctrl_rl.evaluation.numbers import draw_asked
 from ctrl_rl.evaluation.pictures import draw_samples
 from ctrl_rl.evaluation.quality import in_words
 from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
@@ -192,9 +193,9 @@ def write_results(
     *,
     quiet: bool = False,
 ) -> None:
-    """Write samples.png, denoising.gif where there is a film, and, last, summary.json.
+    """Write pictures and, last, summary.json; print the table.
 
-    Prints the table.
+    There is denoising.gif where latents are images, and asked.png where a control is a number.
 
     Args:
         run: the run folder.
@@ -216,13 +217,16 @@ def write_results(
         if source == "policy":
             parts.append(f"gap {summary['gap_nats']:.2f} nats")
         lines[source] = "\n".join(part for part in parts if part)
+    title = f"{run.path.name}: {head['agent']} on {head['task']}"
     draw_samples(
         run.path / "samples.png",
         compared=compared,
         samples=evaluation.samples,
-        title=f"{run.path.name}: {head['agent']} on {head['task']}",
+        title=title,
         figures=lines,
     )
+    rows = zip(evaluation.asked, evaluation.summary["per_label"].values(), strict=True)
+    draw_asked(run.path / "asked.png", list(rows), title=title)
     has_film = draw_film(run.path / "denoising.gif", strips_of(compared))
     run.write_summary(summary)
     if not quiet:

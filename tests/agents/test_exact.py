@@ -85,6 +85,12 @@ def test_mixture2d_gap(agent, measured):
         assert nats <= 0.30
 
 
+@pytest.mark.parametrize("agent", ["ctrl", "reinforce", "tb", "adjoint"])
+def test_the_optimum_is_reached_at_numbers_that_are_asked_for(agent, measured):
+    found = measured("gaussian_mean", agent)
+    assert len(found) == 16 and max(found) <= 0.02 and min(found) >= -0.001
+
+
 @pytest.fixture(scope="module")
 def gaussian_process():
     return build.build_process(compose("train", ["env=gaussian"]))

@@ -14,7 +14,8 @@ from ctrl_rl.agents.ctrl import Ctrl
 from ctrl_rl.agents.h_transform import HTransform
 from ctrl_rl.agents.parts.critics import ConditionValues
 from ctrl_rl.agents.plan import TaskSpec, in_force
-from ctrl_rl.conditions import joint_place
+from ctrl_rl.conditions import joint_place, label_counts
+from ctrl_rl.controls import Categorical
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.rollout import RolledChain, rollout
 from ctrl_rl.errors import ConfigError
@@ -126,7 +127,7 @@ def test_a_policy_evaluated_anew_is_told_of_its_own_actions() -> None:
     batch = first_batch(env, policy, agent)
     moved = batch.copy()
     moved[keys.BEHAVIOUR_LOC] = batch[keys.LOC].detach() - 0.5  # as if the policy had moved on
-    condition = joint_place(agent.controls, dict(batch[keys.CONTROL].items()))
+    condition = joint_place(agent.sizes, dict(batch[keys.CONTROL].items()))
     loc = batch[keys.LOC].detach().requires_grad_()
     action = loc + (batch[keys.ACTION] - moved[keys.BEHAVIOUR_LOC])
     outputs = agent.followed(action, batch[keys.STEP] + 1)
@@ -197,7 +198,7 @@ def test_episodes_of_the_values_are_the_priors(process: DenoisingProcess) -> Non
     sheared = agent.of_values.prepare(found, RolledChain(env, policy))["condition_rewards"]
     # Row i has step k of episode i + k: turn back what was turned.
     rewards = torch.stack([sheared[:, k].roll(k, 0) for k in range(K)], 1)
-    own = joint_place(agent.controls, dict(found[keys.CONTROL].items()))[:, :1]
+    own = joint_place(agent.sizes, dict(found[keys.CONTROL].items()))[:, :1]
     torch.testing.assert_close(rewards[:, 0].gather(1, own), found[keys.NEXT_REWARD][:, -1])
     for number, condition in enumerate(process.conditions):
         control = {name: torch.full((4096,), label) for name, label in condition.items()}
@@ -227,7 +228,7 @@ def test_rows_hold_every_state_once_at_its_step(process: DenoisingProcess, part:
                 assert torch.equal(sheared[row, step][key], value), key
             if part == 0.0:
                 control = {key: label[None] for key, label in origin[keys.CONTROL].items()}
-                number = joint_place(process.controls, control)
+                number = joint_place(label_counts(process.controls), control)
                 own = sheared["condition_rewards"][row, step, number]
                 reward = process.reward(origin[keys.SAMPLE][None], control)
                 torch.testing.assert_close(own, reward)
@@ -239,7 +240,8 @@ def test_conditions_are_numbered_as_the_process_does() -> None:
     for place, condition in enumerate(conditions):
         labels: Mapping[str, Tensor] = {k: torch.tensor([v]) for k, v in condition.items()}
         assert joint_place(controls, labels).tolist() == [place]
-    task = TaskSpec(shape=(2,), num_steps=3, controls=controls)
+    asked = {name: Categorical.of(size) for name, size in controls.items()}
+    task = TaskSpec(shape=(2,), num_steps=3, controls=asked)
     values = ConditionValues(task, width=8, depth=1)(torch.zeros(5, 3, 2), torch.ones(5, 3).long())
     assert values.shape == (5, 3, 1 + 12)
     assert (values == 0).all(), "no condition is likelier at the start"
@@ -259,7 +261,7 @@ def test_a_reward_of_probabilities_needs_no_sum() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 17, 12), (2, 3, 3)])
 def test_images_are_valued_by_convolutions(shape: tuple[int, ...]) -> None:
-    task = TaskSpec(shape=shape, num_steps=3, controls={"label": 4})
+    task = TaskSpec(shape=shape, num_steps=3, controls={"label": Categorical.of(4)})
     network = ConditionValues(task, channels=8, width=16)
     values = network(torch.randn(5, 3, *shape), torch.ones(5, 3).long())
     assert values.shape == (5, 3, 1 + 4)
@@ -268,7 +270,7 @@ def test_images_are_valued_by_convolutions(shape: tuple[int, ...]) -> None:
 
 
 def test_channels_out_of_range() -> None:
-    task = TaskSpec(shape=(1, 8, 8), num_steps=3, controls={"label": 4})
+    task = TaskSpec(shape=(1, 8, 8), num_steps=3, controls={"label": Categorical.of(4)})
     with pytest.raises(ConfigError, match=r"agent\.critic\.channels=6 must be a multiple of 4"):
         ConditionValues(task, channels=6)
 

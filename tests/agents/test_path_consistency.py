@@ -33,7 +33,7 @@ WORDS = ["env=gaussian", "+prior.scheduler.beta_end=0.005"]
 PROCESS = build.build_process(compose("train", WORDS))
 K = PROCESS.num_steps
 TASK = TaskSpec(shape=PROCESS.shape, num_steps=K, controls=dict(PROCESS.controls))
-ORACLES = [gaussian_oracle(PROCESS, label) for label in range(PROCESS.controls["direction"])]
+ORACLES = [gaussian_oracle(PROCESS, label) for label in range(PROCESS.controls["direction"].size)]
 SCORE = RolloutPlan(gradients="score")
 
 

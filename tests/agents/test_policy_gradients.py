@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ctrl_rl import gaussian, keys
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.agents.parts.advantages import clipped_surrogate
+from ctrl_rl.conditions import label_counts
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.rollout import rollout
@@ -39,7 +40,7 @@ class AffinePolicy(DenoisingPolicy):
 
     def __init__(self, process: DenoisingProcess) -> None:
         super().__init__(process.kernel)
-        ((self.control, labels),) = process.controls.items()
+        ((self.control, labels),) = label_counts(process.controls).items()
         generator = torch.Generator().manual_seed(0)
         shape = (labels, process.num_steps, *process.shape)
         self.bias = nn.Parameter(0.3 * torch.randn(shape, generator=generator))

@@ -25,7 +25,16 @@ def write_section(title: str, folder: Path) -> list[str]:
     return command[1].replace("my_configs", str(folder / "my_configs")).replace("'", "").split()
 
 
-@pytest.mark.parametrize("title", ["A reward in three lines", "An agent"])
+TITLES = [
+    "A reward in three lines",
+    "A number as the control",
+    "An agent\n",
+    "An agent with a quantity of its own",
+    "A prior",
+]
+
+
+@pytest.mark.parametrize("title", TITLES)
 def test_the_example_runs_as_it_stands(
     title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,7 +48,7 @@ def test_the_example_runs_as_it_stands(
 def test_the_agent_of_the_page_learns_and_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = write_section("An agent", tmp_path)
+    words = write_section("An agent\n", tmp_path)
     lines = [line for line in (tmp_path / "my_agents.py").read_text().splitlines() if line.strip()]
     assert len(lines) <= 14
     monkeypatch.syspath_prepend(tmp_path)

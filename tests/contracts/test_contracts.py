@@ -5,18 +5,29 @@ yaml leaves open (`???`) are given in `OPEN`.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import choices
-from contract_tasks import GIVEN, GROUPS, K, config_of, permuted, samples, words_of_task
+from contract_tasks import (
+    GIVEN,
+    GROUPS,
+    K,
+    config_of,
+    permuted,
+    samples,
+    some_values,
+    words_of_task,
+)
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from ctrl_rl import keys
 from ctrl_rl.agents.plan import RolloutPlan
+from ctrl_rl.controls import Categorical
 from ctrl_rl.envs.control_laws import ControlLaw
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.registration import TASKS
@@ -185,7 +196,7 @@ def test_reward(name: str, made: Callable[[str], Path]) -> None:
     assert not any(module.training for module in reward.modules())
     n = 24
     sample = samples(process, n).requires_grad_(reward.differentiable)
-    control = {key: torch.arange(n) % count for key, count in process.conditions.sizes.items()}
+    control = some_values(process, n)
     value = reward(sample, control)
     assert value.shape == (n,) and value.dtype == torch.float32
     assert torch.isfinite(value).all() and value.std() > 0
@@ -194,7 +205,7 @@ def test_reward(name: str, made: Callable[[str], Path]) -> None:
     order = permuted(n)
     moved = reward(sample[order], {key: label[order] for key, label in control.items()})
     torch.testing.assert_close(moved, value[order], rtol=1e-4, atol=1e-5)
-    null = {key: torch.full((n,), count) for key, count in process.conditions.sizes.items()}
+    null = process.check_control({}, n)
     assert (reward(sample, null) == 0).all()
     assert value.requires_grad == reward.differentiable
     if reward.differentiable:
@@ -203,8 +214,9 @@ def test_reward(name: str, made: Callable[[str], Path]) -> None:
     assert not any(p.requires_grad for p in reward.parameters())
     predicted = reward.predict(sample.detach())
     for key, label in (predicted or {}).items():
-        assert label.shape == (n,) and label.dtype == torch.int64
-        assert (0 <= label).all() and (label < reward.controls[key]).all()
+        asked = reward.controls[key]
+        assert label.shape == (n,) and label.dtype == asked.dtype
+        assert math.isinf(asked.size) or ((0 <= label) & (label < asked.size)).all()
 
 
 # --- control law ------------------------------------------------------------------------------
@@ -215,10 +227,10 @@ def test_control_law(name: str) -> None:
     law = build_process(config_of("control_law", name)).control_law
     assert isinstance(law, ControlLaw)
     for n in (1, 7, 256):
-        label = law.draw(n, 4, torch.Generator().manual_seed(n))
+        label = law.draw(n, Categorical.of(4), torch.Generator().manual_seed(n))
         assert label.shape == (n,) and label.dtype == torch.int64
         assert (0 <= label).all() and (label < 4).all()
-        assert torch.equal(law.draw(n, 4, torch.Generator().manual_seed(n)), label)
+        assert torch.equal(law.draw(n, Categorical.of(4), torch.Generator().manual_seed(n)), label)
 
 
 # --- policy -----------------------------------------------------------------------------------

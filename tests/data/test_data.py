@@ -20,7 +20,7 @@ from ctrl_rl.data import (
 )
 from ctrl_rl.errors import ConfigError
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "dataset"
+CONFIGS = Path(__file__).parents[2] / "configs" / "dataset"
 HALVES = {"train": 0.5, "evaluation": 0.5}
 
 

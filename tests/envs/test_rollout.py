@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ctrl_rl import gaussian, keys
 from ctrl_rl.agents.plan import RolloutPlan
+from ctrl_rl.conditions import label_counts
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.rollout import check_invariants, rollout
 from ctrl_rl.errors import InvariantError
@@ -36,7 +37,7 @@ def make(task: str, num_envs: int, seed: int = 0) -> LatentEnv:
 
 
 def shifted(env: LatentEnv, size: float = 0.05) -> Shifts:
-    (num_labels,) = env.process.controls.values()
+    (num_labels,) = label_counts(env.process.controls).values()
     generator = torch.Generator().manual_seed(0)
     shape = (K, num_labels, *env.process.shape)
     return Shifts(env.process.kernel, size * torch.randn(shape, generator=generator))

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ctrl_rl.controls import Categorical
 from ctrl_rl.evaluation.quality import Judge, diversity, in_words
 from ctrl_rl.runs.progress import show_summary
 
-CONTROLS = {"glasses": 2, "hat_size": 3}
+CONTROLS = {"glasses": Categorical.of(2), "hat_size": Categorical.of(3)}
 
 
 class Reads:

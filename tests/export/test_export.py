@@ -156,20 +156,25 @@ def test_export_without_a_control(case, made, tmp_path):
 def test_names_of_labels_are_exported_and_older_folders_have_none(exported, tmp_path):
     _, folder, _, _ = exported
     settings = json.loads((folder / "control.json").read_text())
-    assert settings["label_names"] == {"level": ["0", "1"]}
+    assert settings["controls"] == {"level": ["0", "1"]}
     images = []
-    for names in ({"level": ["dark", "bright"]}, None):
-        changed = tmp_path / str(names is None)
+    older = {"controls": {"level": 2}}
+    named = {"label_names": {"level": ["dark", "bright"]}}
+    for place, content in enumerate(
+        (
+            settings | {"controls": {"level": ["dark", "bright"]}},
+            settings | older | named,
+            settings | older,
+        )
+    ):
+        changed = tmp_path / str(place)
         shutil.copytree(folder, changed)
-        content = settings | {"label_names": names}
-        if names is None:
-            del content["label_names"]
         (changed / "control.json").write_text(json.dumps(content))
         pipeline = ControlledPipeline.from_pretrained(changed)
         pipeline.pipeline.set_progress_bar_config(disable=True)
-        control = {"level": ["any", "bright"] if names else [2, 1]}
+        control = {"level": ["any", "bright"] if place < 2 else [2, 1]}
         images.append(drawn(pipeline, ["a cat"] * 2, control))
-    assert torch.equal(*images)
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
 
 
 def test_an_interrupted_call_leaves_the_adapters_on(exported, monkeypatch):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ctrl_rl import keys
 from ctrl_rl.agents.plan import RolloutPlan
+from ctrl_rl.controls import Categorical
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.rollout import check_invariants, rollout
@@ -31,7 +32,7 @@ from ctrl_rl.priors import diffusers_unet_prior
 from ctrl_rl.rewards import FunctionReward
 from ctrl_rl.runs.loaded import make_process
 
-CONTROLS = {"shade": 2, "side": 3}
+CONTROLS = {"shade": Categorical.of(2), "side": Categorical.of(3)}
 
 
 def shade(sample: Tensor, control: dict[str, Tensor]) -> Tensor:
@@ -124,7 +125,7 @@ def test_null_label_stays_the_prior_through_training(
         optimizer.step()
     for table in fine_tuned.embedding.parameters():
         assert (table[-1] == 0).all() and (table[:-1] != 0).any()
-    null = {name: number for name, number in CONTROLS.items()}
+    null = {name: control.null for name, control in CONTROLS.items()}
     with torch.no_grad():
         assert (rollout(env, fine_tuned, control=null)[keys.KL] == 0).all()
         assert (rollout(env, fine_tuned, control={"shade": 0})[keys.KL] > 0).all()
@@ -257,7 +258,12 @@ def test_embedding_is_a_sum_of_tables() -> None:
 def test_modulated_perceptron_starts_at_zero_and_every_part_of_it_learns(depth: int) -> None:
     torch.manual_seed(0)
     network = ModulatedPerceptron(
-        inputs=3, outputs=2, num_steps=5, controls={"y": 2, "z": 3}, width=8, depth=depth
+        inputs=3,
+        outputs=2,
+        num_steps=5,
+        controls={"y": Categorical.of(2), "z": Categorical.of(3)},
+        width=8,
+        depth=depth,
     )
     x, step = torch.randn(40, 3), torch.arange(40) % 5
     control = {"y": torch.arange(40) % 2, "z": torch.arange(40) % 3}
@@ -281,7 +287,7 @@ def test_modulated_perceptron_starts_at_zero_and_every_part_of_it_learns(depth: 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_drift_network_starts_at_zero_with_a_gradient(depth: int) -> None:
     network = ConditionedPerceptron(
-        inputs=3, outputs=3, num_steps=5, controls={"y": 2}, width=8, depth=depth
+        inputs=3, outputs=3, num_steps=5, controls={"y": Categorical.of(2)}, width=8, depth=depth
     )
     x, step, control = torch.randn(6, 3), torch.arange(6) % 5, {"y": torch.arange(6) % 2}
     output = network(x, step, control)

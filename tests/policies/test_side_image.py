@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ctrl_rl import keys
+from ctrl_rl.controls import Categorical
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.rollout import rollout
@@ -19,7 +20,7 @@ def network(shape: tuple[int, ...], blocks: int = 1) -> ModulatedImageNetwork:
         shape=shape,
         outputs=2,
         num_steps=3,
-        controls={"hat": 2},
+        controls={"hat": Categorical.of(2)},
         width=16,
         depth=1,
         channels=8,

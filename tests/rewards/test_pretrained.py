@@ -10,6 +10,7 @@ from judges import SIDE, aesthetic_head, clip, image_classifier
 from PIL import Image
 from torch import Tensor
 
+from ctrl_rl.conditions import label_counts
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.rewards import (
     AestheticScore,
@@ -123,9 +124,13 @@ def test_all_have_a_gradient_to_the_sample(judges: dict[str, str]) -> None:
         "aesthetic": Graded(measure=score, edges=[0.0], std=0.5),
     }
     reward = ClassifierReward(classifiers=classifiers, weights={"text": 0.5})
-    assert reward.differentiable and reward.controls == {"label": 3, "text": 3, "aesthetic": 2}
+    assert reward.differentiable and label_counts(reward.controls) == {
+        "label": 3,
+        "text": 3,
+        "aesthetic": 2,
+    }
     samples = pictures(24, 24)[0].requires_grad_()
-    control = {name: torch.tensor([0, 1, 1, count]) for name, count in reward.controls.items()}
+    control = {k: torch.tensor([0, 1, 1, kind.null]) for k, kind in reward.controls.items()}
     value = reward(samples, control)
     assert (value <= 0).all() and value[3] == 0  # nothing asked
     (gradient,) = torch.autograd.grad(value.sum(), samples)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ctrl_rl import load_run
 from ctrl_rl.cli.main import main
+from ctrl_rl.conditions import label_counts
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.rewards import ClassifierReward, FunctionReward, LinearReward, MixtureClassifier
 
@@ -56,7 +57,7 @@ def test_controls_add_up_with_their_weights() -> None:
     rows = torch.arange(20)
     exact = parts[0][rows, a] + 2.5 * parts[1][rows, b]
     torch.testing.assert_close(reward(x, {"a": a, "b": b}), exact)
-    assert reward.controls == {"a": 2, "b": 2} and reward.upper_bound == 0
+    assert label_counts(reward.controls) == {"a": 2, "b": 2} and reward.upper_bound == 0
     predicted = reward.predict(x)
     assert torch.equal(predicted["a"], (x[:, 0].abs() < 1.2).long())
 

@@ -12,6 +12,7 @@ from ctrl_rl import load_run
 from ctrl_rl.classifiers.classifier import Classifier
 from ctrl_rl.classifiers.networks import PerceptronClassifier
 from ctrl_rl.cli.main import main
+from ctrl_rl.controls import Categorical
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.rewards import ClassifierReward, FunctionReward, WeightedSum
@@ -91,7 +92,7 @@ def test_command_line_takes_names(run, tmp_path, capsys):
     assert main(["sample", f"run={run}", "control.glases=yes"]) == 2
     assert "did you mean 'glasses'" in capsys.readouterr().err
     assert main(["sample", f"run={run}"]) == 2
-    assert "control.glasses=LABEL (no, yes), control.hair=LABEL (black, " in capsys.readouterr().err
+    assert "control.glasses=VALUE (no, yes), control.hair=VALUE (black, " in capsys.readouterr().err
 
 
 def test_titles_are_plain_words(run):
@@ -114,7 +115,7 @@ def test_titles_are_plain_words(run):
 
 def test_digits_are_called_as_ever():
     process = make_process("digits", ["kernel.num_steps=3"])
-    assert process.conditions.names == {"digit": tuple("0123456789")}
+    assert process.controls == {"digit": Categorical(tuple("0123456789"))}
     assert [process.conditions.name(each) for each in process.conditions] == [
         f"digit={i}" for i in range(10)
     ]
@@ -136,10 +137,10 @@ def test_names_are_the_models_and_numbers_without():
     reward = ClassifierReward(classifiers={"a": Constant(), "b": named})
     function = FunctionReward(function=lambda *_: 0, controls={"c": 3}, differentiable=False)
     both = WeightedSum(rewards={"first": reward, "second": function})
-    assert both.label_names == {"a": ("0", "1"), "b": ("any", "none"), "c": ("0", "1", "2")}
-    function.label_names = {"c": ["low", "middle"]}
-    with pytest.raises(ConfigError, match="label_names.c are .* must be 3 different names"):
-        _ = function.label_names
+    names = {name: control.as_json() for name, control in both.controls.items()}
+    assert names == {"a": ["0", "1"], "b": ["any", "none"], "c": ["0", "1", "2"]}
+    with pytest.raises(ConfigError, match="controls.c are .* must be 3 different names"):
+        function.controls = {"c": ["low", "high", "low"]}
 
     whole = make_process("mixture2d", ["kernel.num_steps=3"])
     process = DenoisingProcess(prior=whole.prior, kernel=whole.kernel, reward=reward)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctrl_rl.assets import resolve, unreachable
-from ctrl_rl.conditions import distinct
+from ctrl_rl.controls import distinct
 from ctrl_rl.errors import ConfigError, check_choice
 from ctrl_rl.networks.texts import warn_of_long
 from ctrl_rl.rewards.models.loading import linear_head, read_weights, source, transformers_package

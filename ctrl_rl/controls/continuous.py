@@ -1,0 +1,97 @@
+"""A number of an interval."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctrl_rl.controls.control import ANY, Control
+from ctrl_rl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Continuous(Control):
+    """A number of an interval; tensors hold it as float32, and NaN asks for nothing.
+
+    Args:
+        low: smallest value.
+        high: largest value.
+
+    Raises:
+        ConfigError: no interval.
+    """
+
+    low: float
+    high: float
+    dtype, size = torch.float32, math.inf
+
+    def __post_init__(self) -> None:
+        """Refuse what is no interval."""
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ConfigError(
+                f"a control from low={self.low} to high={self.high} has no values; give two "
+                "numbers, low < high"
+            )
+
+    @property
+    def null(self) -> float:
+        """NaN."""
+        return math.nan
+
+    def is_null(self, values: Tensor) -> Tensor:
+        """Where values are NaN."""
+        return values.isnan()
+
+    def read(self, name: str, given: Any, device: torch.device, hint: str = "") -> Tensor:
+        """Numbers [*N] float32 of what is given as numbers or as text."""
+        if isinstance(given, np.ndarray | Tensor):
+            values = torch.as_tensor(given, device=device).float()
+        else:
+            values = torch.as_tensor(self._numbers(given, name), device=device).float()
+        # In float32, as 0.7 there is above the 0.7 of Python.
+        low, high = (torch.tensor(end, dtype=torch.float32, device=device) for end in self._ends())
+        if ((values < low) | (values > high)).any():
+            raise ConfigError(
+                f"control {name}={values.tolist()} is out of range; use numbers from "
+                f"{self.low:g} to {self.high:g}, or {ANY} to ask for nothing"
+            )
+        return values
+
+    def _ends(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def _numbers(self, given: Any, name: str) -> Any:
+        if isinstance(given, Sequence) and not isinstance(given, str):
+            return [self._numbers(each, name) for each in given]
+        try:
+            return math.nan if given == ANY else float(given)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"control {name}={given!r} is no number; use one from {self.low:g} to "
+                f"{self.high:g}, or {ANY} to ask for nothing"
+            ) from None
+
+    def random_value(self, generator: random.Random) -> float:
+        """Any number of the interval, as float32 has it."""
+        return float(np.float32(generator.uniform(self.low, self.high)))
+
+    def shown(self, value: float) -> str:
+        """The number, to six digits."""
+        return ANY if math.isnan(value) else f"{value:.6g}"
+
+    def title(self, name: str, value: float) -> str:
+        """The control and its number, to three digits."""
+        return f"{name.replace('_', ' ')} {value:.3g}"
+
+    def described(self) -> str:
+        """The interval."""
+        return f"a number from {self.low:g} to {self.high:g}"
+
+    def as_json(self) -> dict[str, float]:
+        """The interval."""
+        return {"low": self.low, "high": self.high}
