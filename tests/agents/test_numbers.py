@@ -76,9 +76,8 @@ def test_a_baseline_knows_what_a_number_explains() -> None:
     truth = 5.0 * control["hue"][:, 0] + (control["mean"][:, 0] - 0.5) ** 2
     noise = 0.1 * torch.randn(B, generator=torch.Generator().manual_seed(2))
     left = truth + noise - baseline(truth + noise, rollout)
-    assert (
-        left.std() < 0.15 < 0.5 * (truth - leave_one_out_mean(truth, torch.zeros(B).long())).std()
-    )
+    by_mean = truth - leave_one_out_mean(truth, torch.zeros(B, dtype=torch.int64))
+    assert left.std() < 0.15 < 0.5 * by_mean.std()
 
 
 def test_of_labels_alone_the_baseline_is_their_mean() -> None:
@@ -111,7 +110,7 @@ def test_log_z_is_a_function_of_a_number_for_every_label() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 1e-3
+    assert loss < 0.005 * target.var()
     nothing = {"mean": torch.full((3,), math.nan), "hue": torch.arange(3)}
     assert torch.equal(log_z(nothing), log_z.table.weight[:, 0])
 
@@ -157,7 +156,6 @@ def test_a_run_is_asked_for_a_number(run: Path, capsys: pytest.CaptureFixture[st
     assert torch.equal(loaded.sample({"mean": "1.25"}, n=4, seed=1), asked)
     assert torch.equal(loaded.sample({"mean": [1.25] * 4}, n=4, seed=1), asked)
     assert not torch.equal(loaded.sample(-0.25, n=4, seed=1), asked)
-    # What asks for nothing is the prior only where the network learned nothing from it.
     assert torch.isfinite(loaded.sample(n=4, seed=1)).all()
     assert main(["sample", f"run={run}", "control=1.6"]) == 2
     assert "use numbers from -0.5 to 1.5, or any" in capsys.readouterr().err
@@ -171,7 +169,6 @@ def test_the_mean_of_an_exact_sample_is_what_was_asked_for() -> None:
     reward = MeanShift(direction=[3, 4], mean=0.2, std=0.5, low=-1, high=1)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(400_000, 2, generator=generator) * 0.5 + torch.tensor([1.0, -0.5])
-    assert abs(sample.double() @ torch.tensor([0.6, 0.8]).double()).mean() > 0
     for asked in (-0.3, 0.2, 0.6):
         control = {"mean": torch.full((len(sample),), asked)}
         weights = reward(sample, control).double().exp()
