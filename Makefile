@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo digits results faces faces_results benchmark compare test lint types pytest bitwise science file_sizes weights clean
+.PHONY: help setup demo digits results faces numbers faces_results benchmark compare test lint types pytest bitwise science file_sizes weights clean
 
 help:
 	@echo "make demo     set up, give faces glasses and hats, certify the result (about 4 minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make benchmark  every agent on the closed-form tasks with five seeds, into report/"
 	@echo "make compare    tune every agent on digits, then three seeds, into docs/digits (hours)"
 	@echo "make bitwise BASE=COMMIT  whether runs are still those of a commit, bit for bit (5 minutes)"
+	@echo "make numbers  a control that is a number, trained and drawn over what was asked for (a minute)"
 	@echo "make science  every agent against exact answers, into docs/exact.md, and slow tests (half an hour)"
 	@echo "make file_sizes  PPO on JPEG sizes of a small Stable Diffusion, three seeds (half an hour)"
 	@echo "make weights  make the shipped prior and classifiers again"
@@ -47,6 +48,10 @@ GUIDED := guidance=reward trainer.updates=160
 UNET := trainer.updates=110 trainer.learning_rate.embedding=1e-2
 FINE_TUNED := policy=fine_tuned $(UNET) trainer.learning_rate.network=2e-4
 LOW_RANK := policy=low_rank policy.targets=[conv1,conv2] $(UNET) trainer.learning_rate.network=1e-3
+numbers: $(INSTALLED)
+	$(BIN)/ctrl-rl train env=gaussian_mean run.name=gaussian_mean run.overwrite=true
+	cp runs/gaussian_mean/asked.png docs/gaussian_mean.png
+
 faces_results: demo
 	$(BIN)/ctrl-rl train experiment=faces_full
 	$(BIN)/ctrl-rl train experiment=demo run.name=demo_guided $(GUIDED)
@@ -111,7 +116,7 @@ bitwise: $(INSTALLED)
 science: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto -k "optimum_is_reached or floor_is_reached or mixture2d_gap" \
 		--exact-report docs/exact.md tests/agents/test_exact.py
-	$(BIN)/python -m pytest -q -m science tests/trainer
+	$(BIN)/python -m pytest -q -m science tests/learning
 
 file_sizes: $(INSTALLED)
 	$(BIN)/python docs/file_sizes.py docs/pipelines.md

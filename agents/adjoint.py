@@ -1,36 +1,35 @@
-r"""Adjoint matching: the policy's drift is regressed on the reward's gradient carried back.
+r"""Adjoint matching: regress the policy's drift on the reward's gradient, carried back.
 
-Objective, to be minimised over the policy's parameters on rollouts of the policy itself:
+Objective, minimised over the policy's parameters on rollouts of the policy itself:
 
     E_pi[ sum_k | (loc_k - prior_loc_k) / scale_k - scale_k a_{k+1} |^2 / 2 ]      [nats]
 
 where a is the lean adjoint of the rollout (`ctrl_rl.agents.parts.adjoints`), a constant to the
 gradient: a_K is the reward's gradient in x_K, through read-out and decoder, and before that
-a_k = (d prior_loc(x_k, k) / d x_k)^T a_{k+1}. For loc = prior_loc the loss is the KL that following
+a_k = (d prior_loc(x_k, k) / d x_k)^T a_{k+1}. At loc = prior_loc the loss is the KL that following
 the adjoint would cost.
 
-The soft optimum has loc_k - prior_loc_k = scale_k^2 grad v_{k+1} to first order in scale_k, v being
+To first order in scale_k the soft optimum has loc_k - prior_loc_k = scale_k^2 grad v_{k+1}, v being
 the soft value. The regression's fixed point has the mean of a_{k+1} in place of the gradient. In
-continuous time and with memoryless noise, which ancestral sampling has, the two are the same. In
+continuous time and with memoryless noise, as in ancestral sampling, the two are the same. In
 discrete time they are the same where a_{k+1} is the same along every trajectory (an affine prior
-with a linear reward); elsewhere they differ by what one step is too long for.
+with a linear reward); elsewhere they differ by the discretisation error of a step.
 
 Reference: Domingo-Enrich, Drozdzal, Karrer, Chen, "Adjoint Matching: Fine-Tuning Flow and Diffusion
 Generative Models with Memoryless Stochastic Optimal Control", ICLR 2025, arXiv 2409.08861.
 
 Deviations from the paper:
-- The chain is the scheduler's own with K Gaussian steps, and its mean's Jacobian takes the place of
-  the drift's in an ordinary differential equation.
-- All steps are regressed on. The paper's large runs pick some of them.
+- The chain is the scheduler's, with K Gaussian steps; the Jacobian of its mean replaces that of the
+  drift in an ordinary differential equation.
+- The regression uses all steps. The paper's large runs pick some of them.
 - Adjoints are not clipped.
 
-No graph spans two steps: the adjoint is carried back one step at a time and the regression is
-differentiated in pieces of `steps_at_once`, so that what is saved for the backward pass does not
-grow with K.
+No graph spans two steps: the adjoint is carried back one step at a time, and the regression is
+differentiated in pieces of `steps_at_once`. Memory for the backward pass does not grow with K.
 
-Metrics: `loss_adjoint` the objective, nats; it does not go to 0 where adjoints differ between the
+Metrics: `loss_adjoint` the objective, nats; it stays above 0 where adjoints differ between
 trajectories through one latent. `adjoint_norm` root mean square over steps of |scale_k a_{k+1}|,
-the drift that is asked for, in standard deviations of a step.
+the requested drift, in standard deviations of a step.
 """
 
 import math
@@ -51,12 +50,12 @@ class Adjoint(Agent):
     """Least squares on the lean adjoint.
 
     Args:
-        task: for its number of steps.
-        steps_at_once: how many steps are differentiated together: more takes more memory, and less
+        task: gives the number of steps.
+        steps_at_once: how many steps are differentiated together; more takes more memory, but less
             time for small networks.
 
     Raises:
-        ConfigError: no step at once.
+        ConfigError: steps_at_once below 1.
     """
 
     needs_reward_gradient = True
@@ -73,7 +72,7 @@ class Adjoint(Agent):
         return rollout.copy().set(_ADJOINT, lean_adjoint(chain, rollout))
 
     def loss(self, rollout: TensorDict) -> TensorDict:
-        """Squared distance from the drift that the adjoint asks for, summed over steps."""
+        """Squared distance to the drift that the adjoint requests, summed over steps."""
         scale = expand_to(rollout[keys.SCALE], rollout[keys.LOC])
         drift = (rollout[keys.LOC] - rollout[keys.PRIOR_LOC]) / scale
         asked = scale * rollout[_ADJOINT]

@@ -1,4 +1,4 @@
-"""The contract of all agents: a rollout in, losses and figures out."""
+"""The contract of all agents: a rollout in, losses and metrics out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from ctrl_rl.kernels import TransitionKernel
 
 
 class Chain(Protocol):
-    """The chain that a rollout came from, for what an agent computes of it; all calls are counted.
+    """The chain of a rollout, for an agent's own computations; all calls are counted.
 
     Latents are [B, *S], steps [B] int64 and all alike, samples [B, *D], conditions by name [B].
     Gradients flow where autograd is on.
 
     Attributes:
         generator: the only source of randomness.
-        conditions: all of the task, each with a value by name; they cannot be gone through where a
+        conditions: all of the task's, each with a value by name; they cannot be enumerated where a
             control is a number.
     """
 
@@ -38,7 +38,7 @@ class Chain(Protocol):
         """The prior's mean of the next latent; at step K the read-out's clean latent."""
 
     def clean_estimate(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """The prior's estimate of the clean latent, in one call; at step K the read-out's."""
+        """The prior's one-call estimate of the clean latent; at step K the read-out's."""
 
     def decode(self, latent: Tensor) -> Tensor:
         """The clean sample of a clean latent."""
@@ -62,22 +62,22 @@ class Phase(ABC):
     plan: RolloutPlan
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
-        """Add what is computed once per rollout, such as advantages, before it is cut into batches.
+        """Add what is computed once per rollout, such as advantages, before the cut into batches.
 
         Args:
             rollout: [B, K], a whole one.
             chain: where it came from.
 
         Returns:
-            The same, with keys of the agent's own, [B, K, ...] each. They may have a graph where
-            the plan does not cut the rollout into batches.
+            The same, with the agent's keys added, [B, K, ...] each. They may have a graph where the
+            plan does not cut the rollout into batches.
         """
         del chain
         return rollout
 
     @abstractmethod
     def loss(self, rollout: TensorDict) -> TensorDict:
-        """Compute the losses of one rollout, or of the part of it that the plan asks for.
+        """Compute the losses of one rollout, or of the part that the plan asks for.
 
         Args:
             rollout: [B, K], see `ctrl_rl.keys`.
@@ -93,14 +93,14 @@ class Agent(nn.Module, Phase):
     An agent is the one phase of its training unless it names others.
 
     Attributes:
-        needs_equal_conditions: whether it compares episodes of the same condition, of which there
-            are none where a control is a number.
+        needs_equal_conditions: whether it compares episodes of the same condition; there are none
+            where a control is a number.
     """
 
     needs_equal_conditions = False
 
     def __init__(self) -> None:
-        super().__init__()  # nothing but keyword arguments of the agent's own
+        super().__init__()  # subclasses take only their own keyword arguments
 
     @property
     def phases(self) -> Mapping[float, Phase]:
@@ -117,5 +117,5 @@ class Agent(nn.Module, Phase):
         return any(phase.plan.gradients == "pathwise" for phase in self.phases.values())
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters of its own, by name of their learning rate."""
+        """The agent's trainable parameters, by the name of their learning rate."""
         return {"critic": [p for p in self.parameters() if p.requires_grad]}

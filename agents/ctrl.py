@@ -1,15 +1,15 @@
 r"""CTRL: conditional control by pathwise gradients through the whole denoising chain.
 
-Objective, to be maximised over the policy's parameters:
+Objective, maximised over the policy's parameters:
 
     J(pi) = E_pi[ gamma log p(y | sample) - sum_k KL( pi(. | s_k) || p_ref(. | s_k) ) ]   [nats]
 
     KL_k = | loc_k - prior_loc_k |^2 / (2 scale_k^2),   summed over dimensions.
 
-Each action is loc_k + scale_k * noise, so that both terms are differentiable functions of the
-parameters for fixed noise; their gradient is taken through all K steps, the read-out and the
-reward. The prior's mean is a function of the latent as well, so the KL's gradient also flows
-through the frozen prior. The optimum samples p(sample) p(y | sample)^gamma.
+Each action is loc_k + scale_k * noise. For fixed noise both terms are then differentiable functions
+of the parameters; their gradient is taken through all K steps, the read-out and the reward. The
+prior's mean is also a function of the latent, so the KL's gradient flows through the frozen prior
+too. The optimum samples p(sample) p(y | sample)^gamma.
 
 Reference: Zhao, Uehara, Scalia, Kung, Biancalani, Levine, Hajiramezanali, "Adding Conditional
 Control to Diffusion Models with Reinforcement Learning", ICLR 2025, arXiv 2406.12120, algorithm 2.

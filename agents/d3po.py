@@ -1,35 +1,36 @@
 r"""D3PO: preferences between pairs of episodes, learned by the policy's log-ratios (online DPO).
 
-Objective, to be minimised over the policy, with the defaults (soft preferences, whole paths):
+Objective, minimised over the policy, with the defaults (soft preferences, whole paths):
 
     E[ -p_ij log sigma(m_ij) - p_ji log sigma(m_ji) ],      p_ij = sigma(r_i - r_j),
 
     m_ij = temperature * (L_i - L_j),    L_i = sum_k log_ratio_k of episode i,
 
-over pairs i, j of the policy's own episodes with the same control, log_ratio_k being
+over pairs i, j of the policy's own episodes with the same condition. log_ratio_k is
 log pi(a_k | s_k) - log p_ref(a_k | s_k) and p_ij the chance that i wins in the Bradley-Terry model.
 The minimum of every pair is at m_ij = r_i - r_j. If all starts were alike, all pairs would be there
-at pi = p_ref e^{(r - v_0) / temperature}: for the default of 1 nat the soft optimum, to which the
-ends of a family that does not hold it come close, though not to the optimum of J in it.
+at pi = p_ref e^{(r - v_0) / temperature}: for the default of 1 nat the soft optimum. A family that
+does not contain it ends close to it, though not at the optimum of J in the family.
 
-Near the minimum the cross-entropy is the labels' entropy + (m_ij - r_i + r_j)^2 / 8 where the gaps
-are small: the entropy plus half the loss of `vargrad`. A pair with a large gap counts less.
+Near the minimum, where the gaps are small, the cross-entropy is the preferences' entropy
++ (m_ij - r_i + r_j)^2 / 8: the entropy plus half the loss of `vargrad`. A pair with a large gap
+counts less.
 
-The start x_0 is given and not chosen. At the soft optimum L_i = r_i - v_0(x_0), so that a
-difference of starts looks to the pair like noise on the preference, and the answer to noisy
-preferences is more timid. With an affine prior and a linear reward the optimum is the soft one's
-drift times c, c psi(c^2 V) = psi(V + V_0), where psi(v) = E[sigma'(N(0, v))], V is the variance of
-a difference of two rewards given their starts and V_0 what the starts add. Where the start is all
-but forgotten, c is all but 1. The published code avoids it: both episodes of a pair share x_0.
+The start x_0 is given, not chosen. At the soft optimum L_i = r_i - v_0(x_0). A difference of starts
+therefore looks like noise on the preference, and the answer to noisy preferences is more timid.
+With an affine prior and a linear reward the optimum is the soft one's drift times c,
+c psi(c^2 V) = psi(V + V_0), where psi(v) = E[sigma'(N(0, v))], V is the variance of a difference of
+two rewards given their starts and V_0 is what the starts add. Where the start is all but forgotten,
+c is all but 1. The published code avoids this: both episodes of a pair share x_0.
 
 Two settings are the paper's, and have other optima:
-- `credit=step` puts every step's log-ratios into a sigmoid of its own and sums the losses, so that
-  each step must account for the whole preference alone. For the same linear case, the drift of each
-  step is that of the soft optimum times c, c psi(c^2 V_k) = psi(V + V_0), V_k being step k's share
-  of V: shorter at every step.
-- `preferences=hard` lets the higher reward win: p_ij = 1, 0, or 1/2 for a tie. Rewards count by
-  their order alone, and where a family can always widen the margins, as in the linear case, nothing
-  is optimal: the policy drifts on for as long as it is trained, the slower the larger temperature.
+- `credit=step` puts each step's log-ratios into a separate sigmoid and sums the losses: each step
+  must account for the whole preference alone. In the same linear case the drift of each step is
+  that of the soft optimum times c, c psi(c^2 V_k) = psi(V + V_0), V_k being step k's share of V:
+  shorter at every step.
+- `preferences=hard` lets the higher reward win: p_ij = 1, 0, or 1/2 for a tie. Only the order of
+  rewards counts. Where a family can always widen the margins, as in the linear case, nothing is
+  optimal: the policy drifts on for as long as it is trained, more slowly at a larger temperature.
 
 References: Yang et al., "Using Human Feedback to Fine-tune Diffusion Models without Any Reward
 Model", CVPR 2024, arXiv 2311.13231; Rafailov et al., "Direct Preference Optimization", NeurIPS
@@ -37,15 +38,15 @@ Model", CVPR 2024, arXiv 2311.13231; Rafailov et al., "Direct Preference Optimiz
 Preference Optimization", CVPR 2024, arXiv 2311.12908.
 
 Deviations:
-- Preferences come from the reward, and by default as probabilities.
-- All pairs within a control instead of disjoint ones: a pair is arithmetic on two numbers, and the
-  mean over all has less variance at the price of the same network calls. An episode's partners
-  share its weight, so that controls count by their share of the batch, as in `vargrad`.
+- Preferences come from the reward, by default as probabilities.
+- All pairs within a condition instead of disjoint ones: a pair is arithmetic on two numbers, and
+  the mean over all has less variance for the same network calls. An episode's partners share its
+  weight: conditions count by their share of the batch, as in `vargrad`.
 - The probability ratios are not clipped.
 
 Metrics: `loss_d3po`; `agreement` share of pairs that the whole path's log-ratios rank as the reward
 does; `alone` share of the batch's episodes that contribute nothing because no other has their
-control.
+condition.
 """
 
 from typing import Literal
@@ -64,17 +65,17 @@ _CHOICES = {"preferences": ("soft", "hard"), "credit": ("path", "step")}
 
 
 class D3po(Agent):
-    """Preference optimisation on pairs of episodes of one control.
+    """Preference optimisation on pairs of episodes of one condition.
 
     Args:
         preferences: `soft` for the chance to win, `hard` for the higher reward.
         credit: `path` for one comparison per pair, `step` for one per pair and step.
-        temperature: nats of reward per nat of log-ratio, beta of the paper; > 0.
+        temperature: nats of reward per nat of log-ratio, the paper's beta; > 0.
         epochs: passes over every rollout.
-        minibatches: optimizer steps per pass; pairs are formed within one.
+        minibatches: optimizer steps per pass; pairs are formed within a minibatch.
 
     Raises:
-        ConfigError: a setting that is not among its choices, or a temperature that is not > 0.
+        ConfigError: an unknown setting, or a temperature that is not > 0.
     """
 
     needs_equal_conditions = True

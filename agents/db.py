@@ -1,19 +1,19 @@
 r"""DB: detailed balance relative to the prior, a squared equation per step with learned flows.
 
-Objective, to be minimised over the policy and the soft values v together:
+Objective, minimised over the policy and the soft values v together:
 
     1/2 E[ sum_k (v_k(x_k) + log_ratio_k - v_{k+1}(x_{k+1}))^2 ]   [nats^2],    v_K = r(sample, y),
 
     log_ratio_k = log pi(a_k | s_k) - log p_ref(a_k | s_k).
 
 Detailed balance asks F(s) pi(s' | s) = F(s') p_back(s | s') of a flow F through states. With the
-prior's own time reversal for p_back and log F_k(x) = log p_ref(x_k = x) + v_k(x), the prior's
-marginals cancel, and what is left to learn is v. Zero at every step and state means
+prior's own time reversal as p_back and log F_k(x) = log p_ref(x_k = x) + v_k(x), the prior's
+marginals cancel, and only v is left to learn. Zero at every step and state means
 v_k = log E_ref[e^r | x_k], the soft value, and pi = p_ref e^{v_{k+1} - v_k}, the soft optimum. As
 v_0 is a function of x_0, the given start costs nothing, unlike in `tb`.
 
-The episodes are constants, so they may come from any policy, and the gradient goes to both values
-of every equation and to the policy. Where the family of policies does not hold the soft optimum,
+The episodes are constants, so they may come from any policy. The gradient goes to both values of
+every equation and to the policy. Where the family of policies does not contain the soft optimum,
 the minimum of the squares depends on whose episodes are used and need not be that of J.
 
 References: Bengio, Lahlou, Deleu, Hu, Tiwari, Bengio, "GFlowNet Foundations", JMLR 2023, arXiv
@@ -45,7 +45,7 @@ class DetailedBalance(Agent):
 
     Args:
         task: for the network of soft values.
-        critic: makes v of the task, see `ctrl_rl.agents.parts.critics.ValueNetwork`.
+        critic: makes v from the task, see `ctrl_rl.agents.parts.critics.ValueNetwork`.
         replay: how many past episodes are drawn from; 0 learns from the policy's own only.
         epochs: passes over every rollout.
         minibatches: optimizer steps per pass.

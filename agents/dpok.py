@@ -1,6 +1,6 @@
 r"""DPOK: the KL-regularised policy gradient with a learned baseline.
 
-Objective, to be maximised over the policy's parameters:
+Objective, maximised over the policy's parameters:
 
     J(pi) = E_pi[ r(sample, y) - sum_k KL_k ],   KL_k = KL(pi(. | s_k) || p_ref(. | s_k))   [nats]
 
@@ -8,10 +8,10 @@ Its gradient, with the soft return to go G_k = r - sum_{j >= k} KL_j and a value
 
     grad J = E_pi[ sum_k (G_k - V(x_k, k, y)) grad log pi(a_k | s_k) - grad KL_k(s_k) ].
 
-V is fitted to G_k by least squares along with the policy, half the squared error averaged over
-steps. KL_k is a function of the state, so that G_k - V estimates the advantage of a_k although G_k
-holds KL_k; V is that of earlier updates and leaves the gradient unbiased, however bad it is. What a
-mean per control cannot know and V can is how much of the return the latent has already decided.
+V is fitted to G_k by least squares along with the policy: half the squared error, averaged over
+steps. KL_k is a function of the state, so G_k - V estimates the advantage of a_k although G_k
+contains KL_k. V is that of earlier updates and leaves the gradient unbiased, however bad it is. V
+can know what a mean per condition cannot: how much of the return the latent has already decided.
 
 By default there is one optimizer step per rollout. With more, G_k - V weighs the clipped ratio of
 `clipped_surrogate` in place of log pi.
@@ -23,17 +23,17 @@ Reinforcement Learning for Fine-tuning Text-to-Image Diffusion Models", NeurIPS 
 Deviations from the authors' published code:
 - The KL is the closed form, |loc - prior_loc|^2 / (2 scale_k^2) summed over dimensions; theirs is
   the mean squared difference of the two noise predictions, which weighs the steps differently.
-- An action is charged with the KLs that follow it. Theirs differentiates the penalty at every
-  state and leaves out that actions choose the states, so its gradient is not that of reward - KL.
+- An action is charged with the KLs that follow it. Theirs differentiates the penalty at every state
+  and ignores that actions choose the states, so its gradient is not that of reward - KL.
 - V is fitted to the soft return to go, theirs to the final reward, and starts at the mean return of
   the first rollout (`OffsetByFirstReturn`).
-- G_k - V is centred: less its mean over the other episodes with the same control, at every step. V
-  is never quite up to date, and what it misses in all episodes alike would move the policy away
-  from all that it did. V still has to know what tells the episodes of a control apart.
+- G_k - V is centred: at every step its mean over the other episodes with the same condition is
+  subtracted. V is never quite up to date, and an error shared by all episodes would push the policy
+  away from everything it did. V still has to know what tells the episodes of a condition apart.
 - Reward and KL have weight 1 each, in nats; the reward's weight is `env.guidance_strength`.
-- One optimizer step per rollout by default, theirs makes several. Where there are several, PPO's
-  minimum of clipped and free ratio is used; theirs clamps the ratio, which also stops the gradient
-  of an action whose probability went the wrong way.
+- One optimizer step per rollout by default; theirs makes several. Several steps use PPO's minimum
+  of clipped and free ratio; theirs clamps the ratio, which also stops the gradient of an action
+  whose probability went the wrong way.
 
 Metrics: `loss_dpok` the surrogate (its value means nothing); `loss_critic` nats squared;
 `advantage_std` standard deviation of G_k - V, nats; `explained_variance` share of the variance of
@@ -91,7 +91,7 @@ class Dpok(Agent):
         self.critic = OffsetByFirstReturn(critic(task))
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
-        """Add returns to go, and advantages over the critic as it is before the update."""
+        """Add returns to go, and advantages over the critic before the update."""
         self.critic.start_from(rollout)
         returns = returns_to_go(rollout)
         with torch.no_grad():

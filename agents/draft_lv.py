@@ -1,30 +1,30 @@
 r"""DRaFT-LV: the last denoising step, differentiated from several noisy copies of one sample.
 
-Objective, to be maximised over the policy's parameters, with k = K - 1:
+Objective, maximised over the policy's parameters, with k = K - 1:
 
     E[ r(sample', y) - KL_k(x) ] - sum_{j < k} KL_j,
     x ~ N( signal_k clean, noise_k^2 I ),
 
     KL_k = | loc_k - prior_loc_k |^2 / (2 scale_k^2)      [nats]
 
-where `clean` is what an episode of the present policy ended in and sample' is what the last step
-and the read-out make of x. x is drawn n times per episode (n = `renoise`) and the n gradients are
-averaged: a gradient of lower variance for n policy calls instead of n episodes. Its optimum is
-that of `draft` with truncation 1, but for the law of x, which is the forward process from policy
-samples and not the policy's own; the two agree for the prior. The sum over earlier steps is
-estimated at one of them and keeps a network that steps share from drifting there.
+where `clean` is the end of an episode of the present policy, and the last step and the read-out
+turn x into sample'. x is drawn n times per episode (n = `renoise`) and the n gradients are
+averaged: a gradient of lower variance for n policy calls instead of n episodes. Its optimum is that
+of `draft` with truncation 1, except for the law of x: the forward process from policy samples, not
+the policy's own; the two agree for the prior. The sum over earlier steps is estimated at one of
+them and keeps a network shared by all steps from drifting there.
 
 Reference: Clark, Vicol, Swersky, Fleet, "Directly Fine-Tuning Diffusion Models on Differentiable
 Rewards", ICLR 2024, arXiv 2309.17400.
 
 Deviations from the paper:
-- The KL is part of the objective, that of earlier steps included, for the reasons in `draft`.
-- The step differentiated is the last stochastic one. Behind it comes the prior's read-out, which
-  has no parameters; in the paper the last step is the network's.
+- The KL is part of the objective, including that of earlier steps, for the reasons in `draft`.
+- The last stochastic step is differentiated. After it comes the prior's read-out, which has no
+  parameters; in the paper the last step is the network's.
 
-Metrics: `loss_draft_lv` the negative objective; `one_step_return` the reward of the copies less the
-KL of their step, averaged, nats. It is no estimate of the soft return: `reward` and `kl` of the
-whole episodes are what the trainer logs.
+Metrics: `loss_draft_lv` the negative objective; `one_step_return` the reward of the copies minus
+the KL of their step, averaged, nats. It does not estimate the soft return; the trainer logs
+`reward` and `kl` of the whole episodes.
 """
 
 from tensordict import TensorDict
@@ -47,11 +47,11 @@ class DraftLV(Agent):
         renoise: n, noisy copies of every clean sample, 1 or more.
 
     Raises:
-        ConfigError: no copy.
+        ConfigError: renoise below 1.
     """
 
     needs_reward_gradient = True
-    plan = RolloutPlan(gradients=None)  # the branch alone has a graph
+    plan = RolloutPlan(gradients=None)  # only the branch has a graph
 
     def __init__(self, *, renoise: int = 2) -> None:
         super().__init__()

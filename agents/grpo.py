@@ -1,10 +1,10 @@
 r"""GRPO: clipped policy-gradient steps with one group-relative advantage per trajectory.
 
-Objective, to be maximised over the policy's parameters, with `advantage=soft_return`:
+Objective, maximised over the policy's parameters, with `advantage=soft_return`:
 
     J(pi) = E_pi[ r(sample, y) - sum_k KL_k ],   KL_k = KL(pi(. | s_k) || p_ref(. | s_k))   [nats]
 
-A group is all episodes of the batch with the same control. All steps of a trajectory share
+A group is all episodes of the batch with the same condition. All steps of a trajectory share
 
     A = R - mean of R over the other episodes of the group,    R = r - sum_k KL_k,
 
@@ -13,19 +13,19 @@ and every optimizer step is on
     sum_k D min( A rho_k, A clip(rho_k, 1 - clip, 1 + clip) ) - KL_k,
     rho_k = ( pi(a_k | s_k) / pi_b(a_k | s_k) )^(1/D),
 
-pi_b the policy that acted and D the number of dimensions (why: `clipped_surrogate`). At pi = pi_b
+with pi_b the acting policy and D the number of dimensions (why: `clipped_surrogate`). At pi = pi_b
 its gradient is an unbiased estimate of grad J: the KLs before step k in R do not depend on a_k and
-cost variance only. No value network and no credit per step: this is what tells GRPO from PPO.
+only add variance. GRPO differs from PPO in having no value network and no credit per step.
 
 With `advantage=reward_over_std` it is the paper's
 
     A = (r - mean of r over the group) / standard deviation of r over the group,
 
 which optimises something else. Roughly, r / std_y takes the place of r, with std_y the spread of
-the reward under the present policy: the temperature is std_y nats instead of 1, another one for
-every control, it changes while the policy does, and `env.guidance_strength` cancels out. Besides,
-the effect of an action on the KL of later steps is left out. Its gap is therefore no measure of how
-well it optimises.
+the reward under the present policy: the temperature is std_y nats instead of 1, differs between
+conditions and changes with the policy, and `env.guidance_strength` cancels out. The effect of an
+action on the KL of later steps is left out too. Its gap is therefore no measure of how well it
+optimises.
 
 References: Shao et al., "DeepSeekMath", 2024, arXiv 2402.03300; on denoising chains: Liu et al.,
 "Flow-GRPO", 2025, arXiv 2505.05470, and Xue et al., "DanceGRPO", 2025, arXiv 2505.07818; without
@@ -33,9 +33,9 @@ the division by the standard deviation: Liu et al., "Understanding R1-Zero-Like 
 arXiv 2503.20783 (Dr. GRPO).
 
 Deviations from Flow-GRPO:
-- By default the return holds the KLs and is not divided by a standard deviation, see above.
-- The mean leaves one out: the group's own mean shrinks the reward's gradient by 1 - 1/n against
-  the KL's.
+- By default the return includes the KLs and is not divided by a standard deviation, see above.
+- The mean leaves one out: the group's own mean shrinks the reward's gradient by 1 - 1/n against the
+  KL's.
 - The KL is a sum over dimensions with weight 1, in closed form, as everywhere in this project.
 
 Metrics: `loss_grpo` the surrogate (its value means nothing); `group_std` root mean square over

@@ -1,40 +1,39 @@
-r"""Doob's h-transform: the prior's soft values are learned for all labels, then climbed, then left.
+r"""Doob's h-transform: learn the prior's soft values of all conditions, climb them, then drop them.
 
 The soft-optimal policy tilts every step of the prior by where it leads (Doob's h-transform),
 
     pi*(a | s_k) = p_ref(a | s_k) e^{v_{k+1}(a, y)} / E_ref[ e^{v_{k+1}} ],
     v_k(x, y) = log h_k(x, y) = log E_ref[ e^{r(sample, y)} | x_k = x ]   [nats],
 
-and v depends on the prior alone, so that no policy has to act for it to be learned.
+and v depends on the prior alone: it can be learned without a policy that acts.
 
 1. For the first `value_share` of training the prior acts and the values are fitted. Let
-w_y = e^{r(sample, y) - c} and w their sum over labels. A network gives logits of labels, with
-softmax q, and a logarithm g of the sum, and minimises, on every latent of an episode,
+w_y = e^{r(sample, y) - c} and w their sum over conditions. A network gives logits of conditions,
+with softmax q, and a logarithm g of the sum. On every latent of an episode it minimises
 
     E_ref[ -sum_y w_y log q_y(x_k)  +  w softplus(-g(x_k)) + softplus(g(x_k)) ],
 
-a classifier of noisy latents, and a logistic regression that tells weighted episodes from episodes
-as they are. The minimum has q_y e^g = E_ref[w_y | x_k], so v_y = c + g + log q_y for any reward.
-Where the e^r of all labels sum to 1 (every control by a classifier, guidance strength 1), g = 0 is
+a classifier of noisy latents, plus a logistic regression that tells weighted from unweighted
+episodes. The minimum has q_y e^g = E_ref[w_y | x_k], so v_y = c + g + log q_y for any reward. Where
+the e^r of all conditions sum to 1 (every control by a classifier, guidance strength 1), g = 0 is
 exact from the start. c is the log-mean of the first update's sums and only keeps w near 1. Every
-episode teaches the values of all labels. What counts is a moving average of the network, whose
-gradient in x is smoother than that of the network itself.
+episode teaches the values of all conditions. The values used are those of a moving average of the
+network, whose gradient in x is smoother than that of the network itself.
 
-2. Then the values rest and the policy acts. It maximises, at every state that it comes to,
+2. Then the values are frozen and the policy acts. At every state it visits it maximises
 
     E_eps[ v_{k+1}(loc_k + scale_k eps, y) ] - KL_k,   eps ~ N(0, I),
 
-by the gradient in loc_k: the KL(pi || pi*) of every step by itself. Nothing is differentiated from
-one step to the step before it, so that a rollout serves for several optimizer steps and gradients
-do not grow along the chain; the error of v is what remains. At fixed scale the optimum has loc_k
-where that expression is largest: the optimum of J where v is linear, close to it where steps are
-short.
+by the gradient in loc_k: the KL(pi || pi*) of each step separately. No gradient passes from one
+step to the one before, so a rollout serves for several optimizer steps and gradients do not grow
+along the chain; the error of v remains. At fixed scale the optimum has loc_k where that expression
+is largest: the optimum of J where v is linear, close to it where steps are short.
 
-3. For the last `reward_share` of training the values are left and the policy maximises J itself,
+3. For the last `reward_share` of training the values are dropped and the policy maximises J itself,
 
     J(pi) = E_pi[ r - sum_k KL_k ],
 
-through the whole chain, as `ctrl` does. That gradient knows no values and their errors; its noise
+through the whole chain, as `ctrl` does. That gradient is free of the values' errors; its noise
 matters less at the low learning rate of a run's end. With reward_share = 0 the reward is only ever
 queried and need not be differentiable.
 
@@ -47,8 +46,8 @@ as a ratio of densities: Sugiyama, Suzuki, Kanamori, "Density Ratio Estimation i
 Cambridge 2012; a classifier of noisy latents as guidance: Dhariwal, Nichol, "Diffusion Models Beat
 GANs on Image Synthesis", NeurIPS 2021, arXiv 2105.05233.
 
-Deviations: the papers on value gradients learn the value of the present policy; this one is of the
-optimal policy and known from the prior. Values are not bootstrapped from later ones.
+Deviations: the papers on value gradients learn the value of the present policy. This is the value
+of the optimal policy, known from the prior, and it is not bootstrapped from later values.
 
 Metrics: `loss_value` the values' objective, nats, in the first part; `loss_h_transform` the
 policy's, nats, in the second; `soft_value` mean of v where the policy's actions lead, nats;
@@ -83,8 +82,8 @@ class HTransform(Agent):
         value_share: share of training that learns values, more than 0 and less than 1.
         reward_share: share of training, at its end, that follows the reward through the whole
             chain, 0 for none; less than 1 - value_share.
-        average: share of the moving average of the values that an update keeps, 0 .. 1 without 1;
-            the average is even over the first updates.
+        average: share of the values' moving average that an update keeps, in [0, 1); the average is
+            even over the first updates.
         value_minibatches: optimizer steps per rollout of the prior.
         epochs: passes over every rollout of the policy.
         minibatches: optimizer steps per pass.
@@ -134,16 +133,16 @@ class HTransform(Agent):
 
     @property
     def phases(self) -> Mapping[float, Phase]:
-        """Episodes of the prior for the values, then those of the policy, at last whole chains."""
-        found: dict[float, Phase] = {0.0: self.of_values, self.value_share: self}
-        return found | ({1 - self.reward_share: self.of_reward} if self.reward_share else {})
+        """The prior's episodes for the values, then the policy's, finally whole chains."""
+        phases: dict[float, Phase] = {0.0: self.of_values, self.value_share: self}
+        return phases | ({1 - self.reward_share: self.of_reward} if self.reward_share else {})
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
         """Shear the rollout, see `_sheared`."""
         return _sheared(rollout)
 
     def loss(self, rollout: TensorDict) -> TensorDict:
-        """Price of the steps less the soft values of where they lead, per episode."""
+        """KL of the steps minus the soft values of where they lead, per episode."""
         # The rollout's own noise, added to the present mean.
         action = rollout[keys.ACTION] + rollout[keys.LOC] - rollout[keys.BEHAVIOUR_LOC]
         total, log_share = _parts(self.followed(action, rollout[keys.STEP] + 1))
@@ -156,7 +155,7 @@ class HTransform(Agent):
         return TensorDict(result, batch_size=[])
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The network of soft values, which rests once it has learned the prior's."""
+        """The network of soft values, frozen once it has learned the prior's."""
         return {"values": list(self.critic.parameters())}
 
 
@@ -164,7 +163,7 @@ class _ValueFit(Phase):
     """The first part: the prior acts, and its soft values under all conditions are fitted.
 
     Args:
-        agent: has the network and its average.
+        agent: owns the network and its average.
         minibatches: optimizer steps per rollout.
     """
 
@@ -173,7 +172,7 @@ class _ValueFit(Phase):
         self.plan = RolloutPlan(gradients=None, behaviour="prior", minibatches=minibatches)
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
-        """Reward episodes under every condition; move the average on; set c by the first ones."""
+        """Reward episodes under every condition; update the average; set c by the first ones."""
         agent, rewards = self.agent, _condition_rewards(chain, rollout[keys.SAMPLE][:, 0])
         if not agent.started:
             sums = rewards.logsumexp(1)
@@ -184,7 +183,7 @@ class _ValueFit(Phase):
         return _sheared(rollout.copy().set(_REWARDS, repeated))
 
     def loss(self, rollout: TensorDict) -> TensorDict:
-        """Cross-entropy of labels on noisy latents, and the logistic regression of their sum."""
+        """Cross-entropy of conditions on noisy latents, and the logistic regression of the sum."""
         total, log_share = _parts(self.agent.critic(rollout[keys.ACTION], rollout[keys.STEP] + 1))
         weights = (rollout[_REWARDS] - self.agent.log_scale).exp()
         weight = weights.sum(-1)
@@ -207,8 +206,7 @@ class _RewardAscent(Phase):
 def _condition_rewards(chain: Chain, sample: Tensor) -> Tensor:
     """Rewards of clean samples [B, *D] under every condition, in one call: [B, C] nats.
 
-    What an episode of the prior would have been worth under a condition does not depend on the one
-    that it was drawn for.
+    The reward of a prior's episode under a condition does not depend on the one it was drawn for.
     """
     conditions = chain.conditions
     control = {
@@ -222,7 +220,7 @@ def _condition_rewards(chain: Chain, sample: Tensor) -> Tensor:
 def _sheared(rollout: TensorDict) -> TensorDict:
     """Give row i step k of episode i + k: a minibatch of a few rows has states of many episodes.
 
-    What the first two parts learn of a state does not depend on the others of its episode.
+    What the first two parts learn about a state does not depend on the rest of its episode.
     """
     episodes, steps = (torch.arange(size, device=rollout.device) for size in rollout.shape)
     kept = rollout.exclude(keys.CLEAN, keys.SAMPLE)

@@ -1,46 +1,45 @@
-r"""NFT: negative-aware fine-tuning on the forward process: a regression on noised samples.
+r"""NFT: negative-aware fine-tuning on the forward process, a regression on noised samples.
 
 An episode's sample z is noised anew, independently for every step (`ctrl_rl.agents.parts.noising`),
 which gives a latent x_k and the mean m_k of x_{k+1} given x_k and z. With an optimality o in [0, 1]
-of the sample, the policy pi_b that acted, and, in standard deviations of the step,
+of the sample, the acting policy pi_b, and, in standard deviations of the step,
 d = (loc_k - behaviour_loc_k) / scale_k and e = (m_k - behaviour_loc_k) / scale_k, the loss is
 
     limit / (2 beta) E[ sum_k o |beta d - e|^2 + (1 - o) |beta d + e|^2 ],
     o = (1 + B / limit) / 2,    B = A + consistency, cut to +- limit.
 
 Good samples attract and bad ones repel. Multiplied out this is E[ sum_k beta limit |d|^2 / 2
-- B d . e ] up to a constant: it asks for d = E[B e | x_k] / (beta limit), and its gradient at
-pi = pi_b, -E[ sum_k B e . grad d ], knows neither beta nor, but for the cut, limit. Both only say
-how far several optimizer steps on one rollout may go.
+- B d . e ] up to a constant: it asks for d = E[B e | x_k] / (beta limit). Its gradient at
+pi = pi_b, -E[ sum_k B e . grad d ], contains neither beta nor, except for the cut, limit. Both only
+set how far several optimizer steps on one rollout may go.
 
-`advantage=soft_return`: A = r - sum_k log_ratio_k of the episode, nats, less its mean over the
-batch's episodes of the control. Fixed points have E[B e | x_k] = 0. At the soft optimum A = 0 but
-for the start (see `tb`); and with fine steps, and noise that forgets the start, a chain and its
-noised samples have one law, so that e has mean 0 at every x_k. The soft optimum is then a fixed
-point. That it is the only one takes consistency > 0: A alone determines the law of samples, and
-leaves it open which chain makes them, at a KL that can be any number above the least. The term
-consistency * e regresses the policy on the noised samples of its own, hence on the one chain whose
-reverse is the forward process.
+`advantage=soft_return`: A = r - sum_k log_ratio_k of the episode, nats, minus its mean over the
+batch's episodes of the condition. Fixed points have E[B e | x_k] = 0. At the soft optimum A = 0
+except for the start (see `tb`). With fine steps, and noise that forgets the start, a chain and its
+noised samples have one law, so e has mean 0 at every x_k: the soft optimum is a fixed point. Only
+consistency > 0 makes it unique: A alone determines the law of samples and leaves open which chain
+makes them, at a KL that can be any number above the least. The term consistency * e regresses the
+policy on its own noised samples, hence on the one chain whose reverse is the forward process.
 
-With few steps that chain is not the prior's: its samples are narrower than what its network was
+With few steps that chain is not the prior's: its samples are narrower than those its network was
 trained on. The fixed point then lies off the soft optimum by an amount that vanishes as steps get
-fine. For drifts that do not depend on the latent, on the gaussian task, it is in closed form and
+fine. On the gaussian task, for drifts that do not depend on the latent, it has a closed form and
 the tests compare; figures are in `docs/agents/nft.md`.
 
-`advantage=reward_over_std`, the paper's: A = (r - mean) / standard deviation of r per control, with
-limit 1 and consistency 0 the paper's optimality. Nothing holds that policy to the prior: it has no
-optimum but samples of the highest reward, and its gap is no measure of how well it optimises.
+`advantage=reward_over_std`, the paper's: A = (r - mean) / standard deviation of r per condition;
+with limit 1 and consistency 0 the paper's optimality. Nothing ties that policy to the prior: its
+only optimum is samples of the highest reward, and its gap is no measure of how well it optimises.
 
 Reference: Zheng et al., "DiffusionNFT: Online Diffusion Reinforcement with Forward Process", 2025,
 arXiv 2509.16117.
 
 Deviations:
 - The regression is on the mean of the kernel's step in units of its standard deviation: the
-  velocity's, with the weight that the KL gives every noise level.
-- By default the advantage is that of the soft return, which needs the log-ratio of the rollout
-  (the paper needs no likelihood at all), and consistency is added.
-- The old policy is the one that acted, for all optimizer steps on its rollout, and no moving
-  average of earlier ones.
+  velocity's, with the KL's weight at every noise level.
+- By default the advantage is that of the soft return, which needs the log-ratio of the rollout (the
+  paper needs no likelihood at all), and consistency is added.
+- The old policy is the one that acted, for all optimizer steps on its rollout, not a moving average
+  of earlier ones.
 - All K noise levels are taken from every sample.
 
 Metrics: `loss_nft` (its value means nothing); `advantage_std` of A, nats, or standard deviations
@@ -117,13 +116,13 @@ class Nft(Agent):
         )
 
     def prepare(self, rollout: TensorDict, chain: Chain) -> TensorDict:
-        """Add advantages, and put the noised sample in the place of an episode's latents."""
+        """Add advantages, and put the noised sample in place of an episode's latents."""
         index, value = condition_index(rollout), episode_reward(rollout)
         if self.advantage == "soft_return":
             value = value - episode_log_ratio(rollout)
         advantage = value - group_mean(value, index)
         if self.advantage == "reward_over_std":
-            # all rewards of a control equal: advantages are 0 and not 0 / 0
+            # all rewards of a condition equal: advantages are 0, not 0 / 0
             advantage = advantage / group_std(value, index).clamp(min=1e-6)
         noised = rollout.copy().update(noisy_copies(chain, rollout))
         return noised.set(_ADVANTAGE, advantage.detach()[:, None].expand(rollout.shape))

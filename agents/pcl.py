@@ -1,32 +1,32 @@
 r"""PCL: path consistency learning, soft Bellman equations over d steps, on and off the policy.
 
-Objective, to be minimised over the policy and the soft values v together:
+Objective, minimised over the policy and the soft values v together:
 
     1/2 E[ sum_{i = 0}^{K - d} C_i^2 ]   [nats^2],
 
     C_i = -v_i(x_i) + v_{i+d}(x_{i+d}) - sum_{i <= k < i + d} log_ratio_k,      v_K = r(sample, y),
 
 with log_ratio_k = log pi(a_k | s_k) - log p_ref(a_k | s_k), all rewards but the last being 0 and
-nothing discounted. At the soft optimum C_i = 0 on every path of every episode, whoever acted; this
-is why old episodes can be used without importance weights. The gradient goes to the policy and to
-both values, with a learning rate for each of the two networks.
+nothing discounted. At the soft optimum C_i = 0 on every path of every episode, for any acting
+policy: old episodes need no importance weights. The gradient goes to the policy and to both values,
+with a learning rate for each of the two networks.
 
-d = 1 is the loss of `db`. d = K (path_length null) is one equation per episode and the loss of `tb`
-with the soft value v_0(x_0) of the start in the place of log Z_y, which makes it exact for a start
-that is given. On the policy's own episodes its expected gradient for the policy is -grad J.
+d = 1 is the loss of `db`. d = K (path_length null) is one equation per episode: the loss of `tb`
+with the soft value v_0(x_0) of the start in place of log Z_y, which makes it exact for a given
+start. On the policy's own episodes its expected gradient for the policy is -grad J.
 
-Where the family of policies does not hold the soft optimum, the minimum depends on whose episodes
-are used, and is that of J only for d = K on the policy's own.
+Where the family of policies does not contain the soft optimum, the minimum depends on whose
+episodes are used, and is that of J only for d = K on the policy's own.
 
 Reference: Nachum, Norouzi, Xu, Schuurmans, "Bridging the Gap Between Value and Policy Based
 Reinforcement Learning", NeurIPS 2017, arXiv 1702.08892.
 
 Deviations:
-- The KL to the prior plays the part of the entropy, with temperature 1 nat, so that the prior's
-  mean is the policy of no reward, and v is relative to the prior.
-- Batches are drawn evenly from the last `replay` episodes, the newest among them, instead of one
+- The KL to the prior plays the part of the entropy, with temperature 1 nat: without reward the
+  policy is the prior's mean, and v is relative to the prior.
+- Batches are drawn evenly from the last `replay` episodes, including the newest, instead of one
   step on new and one on old episodes chosen by their reward.
-- v starts at the mean return of the first rollout and not at 0, see `OffsetByFirstReturn`.
+- v starts at the mean return of the first rollout, not at 0, see `OffsetByFirstReturn`.
 
 Metrics: `loss_pcl`; `residual_rms` root of the mean square of C, nats; `start_value` mean of
 v_0(x_0) over the batch, nats.
@@ -48,8 +48,8 @@ class PathConsistency(Agent):
     """Path consistency learning.
 
     Args:
-        task: K, and what the network of soft values needs.
-        critic: makes v of the task, see `ctrl_rl.agents.parts.critics.ValueNetwork`.
+        task: for K and the network of soft values.
+        critic: makes v from the task, see `ctrl_rl.agents.parts.critics.ValueNetwork`.
         path_length: steps d of a path, 1 to K; null for the whole episode.
         replay: how many past episodes are drawn from; 0 learns from the policy's own only.
         epochs: passes over every rollout.

@@ -1,4 +1,4 @@
-"""What an agent asks of the trainer, as data, so that the trainer has no special cases."""
+"""What an agent asks of the trainer, as data: the trainer has no special cases."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """What an agent with networks of its own must know of the task.
+    """What an agent with its own networks must know about the task.
 
     Attributes:
         shape: shape S of one latent.
@@ -35,28 +35,28 @@ class RolloutPlan:
     Attributes:
         gradients: which graph the rollout keeps. "pathwise": actions are functions of the
             parameters, from the first step through the chain to the reward. "score": the latents
-            are constants and only `loc` of every step is a function of the parameters, so that
+            are constants and only `loc` of every step is a function of the parameters;
             `action_log_prob`, `log_ratio` and `kl` can be differentiated step by step. None keeps
             no graph.
         checkpointing: recompute activations in the backward pass: memory falls from all of a
-            network's activations per step to one latent per step, for one more forward pass.
+            network's activations per step to one latent per step, for one extra forward pass.
         truncation: pathwise gradients flow through the last `truncation` steps only, the earlier
             ones are sampled without a graph; None for the whole chain, "uniform" for a length
             drawn uniformly from 1 .. K per rollout.
         epochs: passes over every rollout, not for "pathwise".
-        minibatches: optimizer steps per pass, not for "pathwise". With "score" every one evaluates
-            the policy anew on its part of the episodes, so that `loc` and all that follows from it
-            are the present policy's.
+        minibatches: optimizer steps per pass, not for "pathwise". With "score" each one reevaluates
+            the policy on its part of the episodes: `loc` and everything derived from it are the
+            present policy's.
         step_chunks: pieces along time that are differentiated one after the other before a single
             optimizer step, "score" only. Memory then holds one piece; the agent's loss must be a
             sum over steps.
         replay: how many past episodes are kept and drawn from, "score" only; 0 is on-policy.
         behaviour: who acts. With "prior", not for "pathwise", the episodes are the pretrained
-            model's. With "score", `loc` and all that follows from it are the policy's at their
+            model's. With "score", `loc` and everything derived from it are the policy's at their
             latents; without gradients the policy is not evaluated at all. The reward and KL that a
-            run logs are then of those episodes too.
-        reevaluate: "score" only: the policy is evaluated anew on what `prepare` gave even where the
-            rollout is not cut, because latents are not those that the policy went through.
+            run logs are then those of these episodes too.
+        reevaluate: "score" only: reevaluate the policy on the result of `prepare` even where the
+            rollout is not cut, because its latents are not those the policy went through.
 
     Raises:
         ConfigError: a value out of range, or one that does not go with `gradients`.
@@ -73,7 +73,7 @@ class RolloutPlan:
     reevaluate: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what is out of range or contradicts itself."""
+        """Refuse values that are out of range or contradict each other."""
         if self.gradients is not None:
             check_choice("gradients of an agent's plan", self.gradients, GRAPHS)
         whole = isinstance(self.truncation, int) and self.truncation >= 1
@@ -106,21 +106,21 @@ class RolloutPlan:
 
     @property
     def makes_batches(self) -> bool:
-        """Whether losses see a rollout in parts, or past ones, instead of as it was made."""
+        """Whether losses see parts of a rollout, or past ones, instead of the whole rollout."""
         several = self.epochs > 1 or self.minibatches > 1 or self.step_chunks > 1
         return several or self.replay > 0 or self.reevaluate
 
     @property
     def reevaluates_policy(self) -> bool:
-        """Whether losses see the policy evaluated anew instead of the rollout's own graph."""
+        """Whether losses see the policy reevaluated instead of the rollout's own graph."""
         return self.makes_batches and self.gradients is not None
 
 
 def in_force(starts: Mapping[float, Part], progress: float) -> Part:
-    """What is in force.
+    """The part in force.
 
     Args:
-        starts: by the share of training at which each begins; one begins at 0.
+        starts: parts by the share of training at which each begins; one begins at 0.
         progress: share of training that is done, 0 .. 1.
     """
     return starts[max(start for start in starts if start <= progress)]

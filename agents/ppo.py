@@ -1,6 +1,6 @@
 r"""PPO: several clipped policy-gradient steps per rollout (DDPO-IS with the soft return).
 
-Objective, to be maximised over the policy's parameters:
+Objective, maximised over the policy's parameters:
 
     J(pi) = E_pi[ r(sample, y) - sum_k KL_k ],   KL_k = KL(pi(. | s_k) || p_ref(. | s_k))   [nats]
 
@@ -10,18 +10,18 @@ A rollout of the acting policy pi_b is used for epochs * minibatches optimizer s
     rho_k = ( pi(a_k | s_k) / pi_b(a_k | s_k) )^(1/D),
 
 with D the number of dimensions of a latent. Since D d rho = rho d log pi, the gradient at pi = pi_b
-is sum_k A_k grad log pi - grad KL_k: exactly the policy gradient of J, in nats, whatever D is.
-(Without the factor D the reward would count 1/D of what the KL counts.) The ratio is per dimension
-because the joint one is e to the power of a sum over D terms: it overflows or vanishes for images
-as soon as every dimension has moved a little. The clip is in the same unit: it lets log pi of one
-step move by about D * clip nats in the direction of the advantage.
+is sum_k A_k grad log pi - grad KL_k: exactly the policy gradient of J, in nats, for any D. (Without
+the factor D the reward would have 1/D of the KL's weight.) The ratio is per dimension because the
+joint one is e to the power of a sum over D terms: it overflows or vanishes for images as soon as
+every dimension has moved a little. The clip is in the same unit: it lets log pi of one step move by
+about D * clip nats in the direction of the advantage.
 
 The advantage A_k is formed once per rollout, without a graph. Without a critic it is G_{k+1} minus
-its mean over the other episodes with the same control, where G_k = r - sum_{j >= k} KL_j. With a
+its mean over the other episodes with the same condition, where G_k = r - sum_{j >= k} KL_j. With a
 critic V(x_k, k, y) it is the generalised advantage estimate of the gains r_k - KL_k (r_k = r at the
-last step, else 0), and V is fitted to A_k + V_k, half the squared error averaged over steps; what
-weighs the ratio is A_k less its mean over the other episodes with the same control, as V is never
-quite up to date and what it misses in all episodes alike would move the policy away from all of
+last step, else 0), and V is fitted to A_k + V_k, half the squared error averaged over steps. The
+ratio is then weighed by A_k minus its mean over the other episodes with the same condition: V is
+never quite up to date, and an error shared by all episodes would push the policy away from all of
 them. V starts at the mean return of the first rollout (`OffsetByFirstReturn`).
 
 References: Black, Janner, Du, Kostrikov, Levine, "Training Diffusion Models with Reinforcement
@@ -31,12 +31,13 @@ Jordan, Abbeel, "High-Dimensional Continuous Control Using Generalized Advantage
 2016, arXiv 1506.02438.
 
 Deviations from DDPO-IS:
-- The KL to the prior is part of the objective and differentiated in closed form at every state, so
-  that only the KLs that follow an action, and no KL estimated from actions, enter its advantage.
+- The KL to the prior is part of the objective and differentiated in closed form at every state.
+  Only the KLs that follow an action, and no KL estimated from actions, enter its advantage.
 - A step is credited with what follows it only, instead of the whole episode's reward.
-- Advantages are not divided by their standard deviation. It would multiply the reward by 1 / std
-  and leave the KL as it is, which is another temperature, for every control another one. (Dividing
-  advantage and KL by one number for the whole batch would be sound; Adam does so already.)
+- Advantages are not divided by their standard deviation. That would multiply the reward by 1 / std
+  and leave the KL unchanged: another temperature, and a different one for every condition.
+  (Dividing advantage and KL by one number for the whole batch would be sound; Adam does so
+  already.)
 
 Metrics: `loss_ppo` the surrogate (its value means nothing); `advantage_std` nats; `clip_fraction`
 share of steps whose gradient the clip stops; `behaviour_kl` KL(pi || pi_b) of a step, nats; with a
@@ -74,7 +75,7 @@ class Ppo(Agent):
         minibatches: optimizer steps per pass.
         step_chunks: pieces along time that are differentiated one by one, to save memory.
         clip: how far the ratio per dimension may move from 1 and still gain, in (0, 1).
-        critic: makes the value network from the task; None for the mean per control.
+        critic: makes the value network from the task; None for the mean per condition.
         gae_lambda: of the generalised advantage estimate, 0 to 1; for a critic only.
 
     Raises:

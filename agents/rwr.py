@@ -1,28 +1,28 @@
-r"""RWR: the policy is fitted by maximum likelihood to episodes weighted by their reward.
+r"""RWR: fit the policy by maximum likelihood to episodes weighted by their reward.
 
-Objective, to be minimised over the policy's parameters:
+Objective, minimised over the policy's parameters:
 
     KL(p* || pi) = E_p*[ log p*(path) - sum_k log pi(a_k | s_k) ]   [nats],   p* = p_ref e^r / Z_y,
 
 p* being the soft-optimal law of paths. Episodes come from a policy pi_b, the present one or the
 prior, and stand for p* with the weight
 
-    w = e^l / (mean of e^l over the batch's episodes of the control),
+    w = e^l / (mean of e^l over the batch's episodes of the condition),
     l = r(sample, y) - sum_k log( pi_b(a_k | s_k) / p_ref(a_k | s_k) ),
 
-so that weights average 1 for every control. The loss is
+which averages 1 for every condition. The loss is
 
     mean_i sum_k [ KL(pi_b || pi)(s_k) - (w_i - 1) log( pi(a_k | s_k) / pi_b(a_k | s_k) ) ],
 
-whose mean is KL(p* || pi) - KL(p* || pi_b), but for the self-normalisation. It is the weighted
-likelihood, -w log pi, plus log pi(a) - E_pi_b[log pi], which has mean 0 at every state whatever pi
-is: a control variate. So an episode of weight 1 draws the policy to pi_b's mean and not to its
-noise, and where all weights are equal, as at the soft optimum but for the start (see `tb`), the
-gradient is 0 in every batch. On the policy's own episodes it is -E[ (w - 1) grad log pi ], the
-policy gradient of J with e^advantage - 1 in the place of the advantage.
+whose mean is KL(p* || pi) - KL(p* || pi_b), except for the self-normalisation. It is the weighted
+likelihood, -w log pi, plus a control variate, log pi(a) - E_pi_b[log pi], which has mean 0 at every
+state for any pi. So an episode of weight 1 draws the policy to pi_b's mean, not to its noise. Where
+all weights are equal, as at the soft optimum except for the start (see `tb`), the gradient is 0 in
+every batch. On the policy's own episodes it is -E[ (w - 1) grad log pi ], the policy gradient of J
+with e^advantage - 1 in place of the advantage.
 
-The optimum at fixed scale has loc_k(x) = E_p*[x_{k+1} | x_k = x]. Where soft values are linear
-that is the optimum of J; elsewhere it covers p* in the mean where J prefers its modes.
+The optimum at fixed scale has loc_k(x) = E_p*[x_{k+1} | x_k = x]. Where soft values are linear that
+is the optimum of J; elsewhere it covers p* in the mean where J prefers its modes.
 
 References: Peters, Schaal, "Reinforcement Learning by Reward-Weighted Regression for Operational
 Space Control", ICML 2007; for text-to-image models: Lee et al., "Aligning Text-to-Image Models
@@ -32,15 +32,15 @@ using Human Feedback", 2023, arXiv 2302.12192, and the baseline called RWR in Bl
 Deviations:
 - The likelihood is that of whole denoising paths, exact at every step; the papers above put the
   weight on the denoising loss of the sample, which is a bound of its likelihood.
-- Weights are e^r with no temperature but `env.guidance_strength`, and the importance ratio to the
-  prior, without which repeated rounds would multiply e^r into e^{n r} and forget the prior.
+- Weights are e^r, with `env.guidance_strength` as the only temperature, times the importance ratio
+  to the prior, without which repeated rounds would multiply e^r into e^{n r} and forget the prior.
 - The control variate.
 
-Weights that are normalised by the batch are biased by O(1/n) for n episodes of a control; a control
-with one episode has weight 1 and teaches nothing.
+Weights normalised by the batch are biased by O(1/n) for n episodes of a condition; a condition with
+one episode has weight 1 and teaches nothing.
 
-Metrics: `loss_rwr` nats, 0 for one optimizer step on the policy's own episodes, whatever its
-gradient; `ess` effective sample size as a share, 1 / (mean of w^2 per control), 1 at best.
+Metrics: `loss_rwr` nats, 0 for one optimizer step on the policy's own episodes regardless of its
+gradient; `ess` effective sample size as a share, 1 / (mean of w^2 per condition), 1 at best.
 """
 
 from typing import Literal

@@ -1,26 +1,26 @@
-r"""SAC: soft actor-critic, TorchRL's own loss module on the denoising chain, off the policy.
+r"""SAC: soft actor-critic, TorchRL's loss module on the denoising chain, off the policy.
 
-Objectives, for two soft action values Q_1, Q_2 and the policy. With Q the smaller of the two at
-every point, a' a new action of the present policy at the latents of stored episodes, s' the state
-after (s_k, a_k) and target values Q_bar that follow Q slowly:
+Objectives, for two soft action values Q_1, Q_2 and the policy. Q is the smaller of the two at every
+point, a' a new action of the present policy at the latents of stored episodes, s' the state after
+(s_k, a_k), and Q_bar are target values that follow Q slowly:
 
     critics:  E[ sum_i (Q_i(s_k, a_k) - target)^2 ],
               target = Q_bar(s', a') - log_ratio(a' | s'), and r(sample, y) after the last step,
     policy:   E[ log_ratio(a' | s_k) - Q(s_k, a') ],
 
-averaged over steps and episodes, where log_ratio(a | s) = log pi(a | s) - log p_ref(a | s). This
-is the stock loss at temperature 1 nat, without discount. Where the stock loss has log pi, a density
-with respect to volume, it is handed pi's density with respect to the prior's own step: the entropy
-is then -KL, the return that SAC maximises is J = E[ r - sum_k KL_k ], and rewards stay what they
-are. Densities of volume would give the same after adding log p_ref(a | s) to every reward, and lose
-digits: both are large numbers where scale is small, and the log-ratio is one sum of differences.
+averaged over steps and episodes, where log_ratio(a | s) = log pi(a | s) - log p_ref(a | s). This is
+the stock loss at temperature 1 nat, without discount. Where the stock loss has log pi, a density
+with respect to volume, it gets pi's density with respect to the prior's step: the entropy is then
+-KL, SAC maximises the return J = E[ r - sum_k KL_k ], and rewards stay the same. Densities of
+volume would give the same after adding log p_ref(a | s) to every reward, but lose digits: both are
+large numbers where scale is small, and the log-ratio is one sum of differences.
 
-The transition is deterministic, the action becomes the latent, so that Q(s_k, a) = v_{k+1}(a), with
+The transition is deterministic: the action becomes the latent, so Q(s_k, a) = v_{k+1}(a), with
 v_K = r. That is built in: a critic is a network of soft values evaluated at the next latent. The
-policy's gradient reaches it through v and not through the reward, which need not be differentiable.
+policy's gradient reaches it through v, not through the reward, which need not be differentiable.
 
-Nothing is drawn here: a' = loc + (action - behaviour_loc), the present mean and the noise of the
-stored step. That noise is independent of the latent before it, so that a' is a sample of pi; on the
+Nothing is drawn here: a' = loc + (action - behaviour_loc), the present mean plus the noise of the
+stored step. That noise is independent of the latent before it, so a' is a sample of pi; on the
 policy's own episodes it is the stored action.
 
 References: Haarnoja, Zhou, Abbeel, Levine, "Soft Actor-Critic", ICML 2018, arXiv 1801.01290;
@@ -31,8 +31,8 @@ Deviations from common practice:
 - The temperature is fixed at 1 nat, since it is part of the objective J; none is tuned.
 - No squashing by tanh: latents have no bounds.
 - Steps come as whole episodes, drawn evenly; the targets follow once per rollout, not per step.
-- The mean return c of the first rollout is taken off every episode's reward, so that Q, which is
-  less by c everywhere, starts where returns are. J and its optimum do not change.
+- The mean return c of the first rollout is subtracted from every episode's reward, so Q, lower by c
+  everywhere, starts where returns are. J and its optimum do not change.
 
 Metrics: `loss_actor` nats per step; `loss_qvalue` sum of the critics' mean squared errors, nats
 squared; `entropy` mean of -log_ratio(a' | s_k) over steps, nats: an estimate of -KL.
@@ -57,7 +57,7 @@ _NOISE = "noise"
 
 
 class StepLaw(Distribution):
-    """N(loc, scale^2 I) of one step, whose density is with respect to the prior's N(prior_loc, .).
+    """N(loc, scale^2 I) of one step, with its density relative to the prior's N(prior_loc, .).
 
     Args:
         loc: [*B, *S] mean.
@@ -74,7 +74,7 @@ class StepLaw(Distribution):
         super().__init__(scale.shape, loc.shape[scale.ndim :], validate_args=False)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """The one sample there is: [*B, *S]."""
+        """The only sample: [*B, *S]."""
         return self.loc + self.noise
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class NextLatentValue(nn.Module):
         self.critic = critic
 
     def forward(self, action: Tensor, step: Tensor, control: TensorDict) -> Tensor:
-        """Soft action values [*B, 1] of actions [*B, *S] at steps [*B] for labels [*B] each."""
+        """Soft action values [*B, 1] of actions [*B, *S] at steps [*B] for values [*B] each."""
         value: Tensor = self.critic(action, step + 1, dict(control.items()))
         return value[..., None]
 
@@ -100,10 +100,10 @@ class Sac(Agent):
 
     Args:
         task: for the networks of soft values.
-        critic: makes v of the task, see `critics.ValueNetwork`; called once per critic.
+        critic: makes v from the task, see `critics.ValueNetwork`; called once per critic.
         num_critics: how many, 2 or more; the policy and the targets see the smallest value.
         objective: class of the loss module, `torchrl.objectives.SACLoss`.
-        target_update: class of what moves the loss module's target networks,
+        target_update: class that moves the loss module's target networks,
             `torchrl.objectives.SoftUpdate`.
         target_rate: how far they go towards the critics per rollout, above 0 and up to 1.
         replay: how many past episodes are drawn from; 0 learns from the policy's own only.
@@ -159,7 +159,7 @@ class Sac(Agent):
             fixed_alpha=True,
             alpha_init=1.0,  # nats: the temperature of J
             target_entropy=0.0,  # unused by a fixed temperature
-            loss_function="l2",  # whose minimum is a mean, which is what a soft value is
+            loss_function="l2",  # its minimum is a mean, as a soft value is
         )
         self.objective.make_value_estimator(gamma=1.0)
         _ = self.objective.target_entropy  # becomes a buffer when first read; a checkpoint has it
@@ -173,15 +173,15 @@ class Sac(Agent):
 
     def loss(self, rollout: TensorDict) -> TensorDict:
         """The loss module's losses on the transitions of the episodes."""
-        found = self.objective(_transitions(rollout, self.first_return.value))
-        return found.select("loss_actor", "loss_qvalue", "entropy")
+        losses = self.objective(_transitions(rollout, self.first_return.value))
+        return losses.select("loss_actor", "loss_qvalue", "entropy")
 
 
 def _transitions(rollout: TensorDict, offset: Tensor) -> TensorDict:
     """States, actions and, under "next", the states after them: [B, K].
 
-    What stands after the last step is no state and is masked by `done`. The reward is the one less
-    the offset, of which there is one per episode, so that Q is too.
+    The entry after the last step is no state and is masked by `done`. The offset is subtracted from
+    the reward once per episode, and thereby from Q.
     """
     kept = (keys.LOC, keys.SCALE, keys.PRIOR_LOC, keys.ACTION, keys.STEP, keys.CONTROL)
     now = rollout.select(*kept)

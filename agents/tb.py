@@ -1,6 +1,7 @@
 r"""TB: relative trajectory balance, a squared equation per episode with a learned log Z.
 
-Objective, to be minimised over the policy and one number log Z_y per combination of labels:
+Objective, minimised over the policy and log Z_y, a number per condition (a function of y
+where a control is a number):
 
     1/2 E[ (log Z_y + sum_k log_ratio_k - r(sample, y))^2 ]   [nats^2]
 
@@ -11,25 +12,25 @@ any policy. On the policy's own episodes the expected gradient is
 
     E_pi[ (log Z_y + sum_k log_ratio_k - r) sum_k grad log pi(a_k | s_k) ] = -grad J
 
-for every log Z_y, which is a baseline there and no more: TB is the policy gradient of the soft
-return J with a one-sample KL, and its optimum in any family of policies is that of J.
+for every log Z_y, which is only a baseline there: TB is the policy gradient of the soft return J
+with a one-sample KL, and its optimum in any family of policies is that of J.
 
-The start x_0 ~ N(0, I) is given and not chosen, and the soft optimum has
-sum_k log_ratio_k = r - v_0(x_0). The loss there is the variance of the soft value v_0(x_0) over
-starts / 2 and not 0, and the best log Z_y is the mean of v_0(x_0), which is the optimum of J and
-lies below log E[e^{v_0(x_0)}]. On the policy's own episodes this is noise of mean 0. On episodes of
+The start x_0 ~ N(0, I) is given, not chosen, and the soft optimum has
+sum_k log_ratio_k = r - v_0(x_0). The loss there is half the variance of the soft value v_0(x_0)
+over starts, not 0, and the best log Z_y is the mean of v_0(x_0), which is the optimum of J and lies
+below log E[e^{v_0(x_0)}]. On the policy's own episodes this is noise of mean 0. On episodes of
 other policies (`replay`) it is a bias, since a policy can lower the loss by a log-ratio that tells
-starts apart. `pcl` with the whole path has v_0(x_0) in the place of log Z_y, and no such bias.
+starts apart. `pcl` with the whole path has v_0(x_0) in place of log Z_y, and no such bias.
 
 References: Malkin, Jain, Bengio, Sun, Bengio, "Trajectory Balance", NeurIPS 2022, arXiv 2201.13259;
 relative to a prior: Venkatraman et al., "Amortizing intractable inference in diffusion models for
 vision, language, and control", NeurIPS 2024, arXiv 2405.20971; equality with the policy gradient:
 Malkin et al., "GFlowNets and variational inference", ICLR 2023, arXiv 2210.00580.
 
-Deviations: the square has a factor 1/2, so that the gradient is that of J. Episodes are the
-policy's own or drawn evenly from the last ones; there is no exploration noise, no prioritised
-replay and no episode grown backwards from a sample. log Z_y starts at the mean return of the first
-rollout, not at 0: as a baseline far above all returns it would drive the policy off the prior.
+Deviations: the square has a factor 1/2, to make the gradient that of J. Episodes are the policy's
+own or drawn evenly from the last ones; there is no exploration noise, no prioritised replay and no
+episode grown backwards from a sample. log Z_y starts at the mean return of the first rollout, not
+at 0: a baseline far above all returns would drive the policy off the prior.
 
 Metrics: `loss_tb`; `log_z` mean of the learned log Z_y over the batch, nats.
 """

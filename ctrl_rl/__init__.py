@@ -1,7 +1,7 @@
 """Steer a pretrained diffusion model with soft reinforcement learning, certified in nats.
 
-Importing this package is light: nothing heavy is loaded before it is used, since Gymnasium imports
-every registered plug-in and `ctrl-rl --help` should answer at once.
+Importing this package is cheap: heavy modules load on first use. Gymnasium imports every registered
+plug-in, and `ctrl-rl --help` should answer at once.
 """
 
 from importlib import import_module

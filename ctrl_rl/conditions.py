@@ -1,6 +1,6 @@
-"""All that an episode is asked for: a prompt where the prior has any, and a value of every control.
+"""Conditions: by name, a value of every control, and a prompt if the prior has prompts.
 
-A condition gives each of them a value by name; see `ctrl_rl.controls` for what values there are.
+A condition is all that an episode is asked for; see `ctrl_rl.controls` for its values.
 """
 
 import math
@@ -21,18 +21,18 @@ _MORE = {keys.PROMPT: "; others can be added to prior.evaluation_prompts"}
 
 
 class Conditions(Sequence[Condition]):
-    """All that a task can be asked for, null values left out, with the last value running fastest.
+    """All conditions of a task, without null values; the last control varies fastest.
 
-    None is made before it is asked for, so that a task may have any number of them.
+    Each is made on access, so a task may have any number of them.
 
     Args:
-        controls: what can be asked for, by name; the prompt first where there are prompts.
-        prompts: places of the prompts that evaluations go through; None for all.
+        controls: the task's controls by name; the prompt first if there are prompts.
+        prompts: indices of the prompts that evaluations use; None for all.
 
     Attributes:
         controls: the same.
-        size: how many conditions there are, infinity where a control is a number; `len` of more
-            than 2^63 is an error of Python's.
+        size: number of conditions, infinity if a control is a number; Python's `len` fails above
+            2^63.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Conditions(Sequence[Condition]):
     def __getitem__(self, place: slice) -> list[Condition]: ...
 
     def __getitem__(self, place: int | slice) -> Condition | list[Condition]:
-        """The condition at a place, or those of a slice; numbers have no places."""
+        """The condition at an index, or those of a slice; numbers have no indices."""
         number = int(self.size)
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(number))]
@@ -69,7 +69,7 @@ class Conditions(Sequence[Condition]):
         return {name: digits[name] for name in self.controls}
 
     def some(self, most: int, seed: int) -> list[Condition]:
-        """All of them, or where there are more than `most`, so many drawn at random, in order."""
+        """All conditions if there are at most `most`, else `most` random ones, sorted."""
         if self.size <= most:
             return self[:]
         generator = random.Random(seed)
@@ -77,7 +77,7 @@ class Conditions(Sequence[Condition]):
             drawn = [self._random(generator) for _ in range(most)]
             return sorted(drawn, key=lambda condition: tuple(condition.values()))
         places: set[int] = set()
-        while len(places) < most:  # random.sample takes no more than 2^63 to choose from
+        while len(places) < most:  # random.sample cannot choose from more than 2^63
             places.add(generator.randrange(int(self.size)))
         return [self[place] for place in sorted(places)]
 
@@ -93,7 +93,7 @@ class Conditions(Sequence[Condition]):
         return range(int(control.size))
 
     def name(self, condition: Mapping[str, float]) -> str:
-        """Key of a condition, such as "digit=3", "prompt=cat, hat=no", "hat=any" or "(none)"."""
+        """A condition as a key, such as "digit=3", "prompt=cat, hat=no", "hat=any" or "(none)"."""
         shown = {name: self.controls[name].shown(value) for name, value in condition.items()}
         return ", ".join(f"{name}={value}" for name, value in shown.items()) or "(none)"
 
@@ -112,14 +112,14 @@ class Conditions(Sequence[Condition]):
 
 
 def joint_place(sizes: Mapping[str, int], values: Mapping[str, Tensor]) -> Tensor:
-    """Place of labels among all combinations, the last one's running fastest.
+    """Index of labels among all combinations; the last control varies fastest.
 
     Args:
-        sizes: how many labels each control has.
-        values: by name, each [*N] int64 below its size; others are not looked at.
+        sizes: number of labels of each control.
+        values: by name, each [*N] int64 below its size; other names are ignored.
 
     Returns:
-        [*N] int64; a single 0 where `sizes` is empty.
+        [*N] int64; a single 0 if `sizes` is empty.
     """
     place = torch.zeros((), dtype=torch.int64)
     for name, size in sizes.items():
@@ -128,23 +128,23 @@ def joint_place(sizes: Mapping[str, int], values: Mapping[str, Tensor]) -> Tenso
 
 
 def label_counts(controls: Mapping[str, Control]) -> dict[str, int]:
-    """How many labels the controls have that have any, by name."""
+    """Number of labels of each control that has labels, by name."""
     return {k: control.size for k, control in controls.items() if isinstance(control, Categorical)}
 
 
 def checked_values(
     given: Mapping[str, Values], controls: Mapping[str, Control], n: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Values by control, each [n] on a device, int64 for labels and float32 for numbers.
+    """Values by control, each [n] on `device`, int64 for labels and float32 for numbers.
 
     Args:
-        given: by control a value for all or [n] values; what is missing asks for nothing.
-        controls: what can be asked for.
+        given: by control, one value for all or [n] values; a missing control asks for nothing.
+        controls: the task's controls by name.
         n: number of episodes.
         device: of the result.
 
     Raises:
-        ConfigError: a control or a value that does not exist, or another number of values than n.
+        ConfigError: an unknown control or value, or a number of values other than n.
     """
     for name in given:
         if name not in controls:

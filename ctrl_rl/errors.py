@@ -1,8 +1,8 @@
-"""Errors that a person can act on.
+"""Errors that a user can act on.
 
 Every error that the project raises on purpose derives from `CtrlError` and is one line: what was
 given, what is accepted, how to fix it. The command line prints it without a traceback and exits
-with code 2.
+with code 2, or 130 after Ctrl-C.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ class ConfigError(CtrlError):
 
 
 class InvariantError(CtrlError):
-    """Something that mathematics guarantees did not hold before the first update."""
+    """A mathematical guarantee failed before the first update."""
 
 
 class NonFiniteError(CtrlError):
@@ -37,7 +37,7 @@ def did_you_mean(given: str, accepted: Iterable[str]) -> str:
         accepted: the spellings that would have worked.
 
     Returns:
-        ``"did you mean 'ctrl'? accepted: ctrl, ppo"``, without the question where nothing is near.
+        ``"did you mean 'ctrl'? accepted: ctrl, ppo"``, without the question if nothing is close.
     """
     names = sorted(str(name) for name in accepted)
     near = get_close_matches(given, names, n=1, cutoff=0.5)
@@ -46,12 +46,12 @@ def did_you_mean(given: str, accepted: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException, longest: int | None = None) -> str:
-    """The message of a library's error on one line, of so many characters at most."""
+    """The message of a library's error on one line, cut to `longest` characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:longest]
 
 
 def check_choice(where: str, given: object, accepted: Iterable[str]) -> None:
-    """Refuse what is not one of the accepted names.
+    """Refuse a value that is not an accepted name.
 
     Args:
         where: dotted name of the setting.

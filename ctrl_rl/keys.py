@@ -7,8 +7,8 @@ A state has batch shape ``[B]``, a rollout ``[B, T]`` with ``T = K`` stochastic 
 |----------------------|--------------|---------|------|-----------------------------------------|
 | `x`                  | [B, T, *S]   | float32 |      | latent x_k before the action            |
 | `step`               | [B, T]       | int64   | step | k = 0 .. K-1, counts denoising steps    |
-| `(control, name)`    | [B, T]       | int64   |      | label of a control; its last row = null |
-| `(control, prompt)`  | [B, T]       | int64   |      | place of a prior's prompt; last = none  |
+| `(control, name)`    | [B, T]       | int64   |      | label of a control; last index = null   |
+| `(control, prompt)`  | [B, T]       | int64   |      | index of a prior's prompt; last = none  |
 | `action`             | [B, T, *S]   | float32 |      | next latent x_{k+1}                     |
 | `loc`                | [B, T, *S]   | float32 |      | mean of the policy's Gaussian           |
 | `scale`              | [B, T]       | float32 |      | its standard deviation, per dimension   |
@@ -17,14 +17,14 @@ A state has batch shape ``[B]``, a rollout ``[B, T]`` with ``T = K`` stochastic 
 | `prior_log_prob`     | [B, T]       | float32 | nats | log p_ref(a|s), summed over dimensions  |
 | `kl`                 | [B, T]       | float32 | nats | closed-form KL(pi || p_ref) of the step |
 | `log_ratio`          | [B, T]       | float32 | nats | log pi(a|s) - log p_ref(a|s)            |
-| `(next, reward)`     | [B, T, 1]    | float32 | nats | 0 but for the last step                 |
+| `(next, reward)`     | [B, T, 1]    | float32 | nats | 0 before the last step                  |
 | `(next, done)`       | [B, T, 1]    | bool    |      | true at the last step                   |
 | `behaviour_loc`      | [B, T, *S]   | float32 |      | loc of the policy that acted, a constant |
 | `clean`              | [B, T, *S]   | float32 |      | clean latent, a view repeated along T   |
-| `sample`             | [B, T, *D]   | float32 |      | what it is decoded to, the same         |
+| `sample`             | [B, T, *D]   | float32 |      | decoded sample, repeated likewise       |
 
-`(next, x)` is not stored: it is `action`. Batches that are cut from a rollout are without `clean`
-and `sample`; `prepare` has them.
+`(next, x)` is not stored: it is `action`. Batches cut from a rollout lack `clean` and `sample`;
+`prepare` has them.
 """
 
 X = "x"

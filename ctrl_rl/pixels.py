@@ -9,11 +9,11 @@ from ctrl_rl.errors import ConfigError
 
 
 def check_images(shape: Sequence[int], what: str) -> None:
-    """Refuse samples that are no images.
+    """Refuse samples that are not images.
 
     Args:
         shape: of one sample.
-        what: needs images; for the message.
+        what: what needs images, for the message.
 
     Raises:
         ConfigError: the shape is not [1, H, W] or [3, H, W].
@@ -25,6 +25,6 @@ def check_images(shape: Sequence[int], what: str) -> None:
 
 
 def to_pixels(sample: Tensor) -> Tensor:
-    """Images [*B, C, H, W] in [-1, 1] as uint8 [*B, H, W, C]; what lies beyond is clamped."""
+    """Images [*B, C, H, W] in [-1, 1] as uint8 [*B, H, W, C]; values outside are clamped."""
     pixels = (sample.detach().float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
     return pixels.movedim(-3, -1)

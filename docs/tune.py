@@ -8,7 +8,7 @@ Each has seed 0, which no report uses, and 380,000 denoiser calls, the demo's bu
 evaluated with fewer samples than a report. The smallest gap_nats counts; nothing else is tuned.
 Words for `ctrl-rl train` hold for all trials.
 
-Every finished trial is a line of docs/TASK/trials.csv, and the same command again does those that
+Every finished trial is a line of docs/TASK/trials.csv, and re-running the command does those that
 are missing there, on this machine or on another; a line that is removed is done anew. With all of
 them, configs/settings/TASK.yaml is written, the words and the best trial of every agent, for
 `ctrl-rl benchmark settings=TASK`.

@@ -1,9 +1,9 @@
-"""The denoising MDP itself, shared by the TorchRL env and the Gymnasium envs.
+"""The denoising MDP, shared by the TorchRL env and the Gymnasium envs.
 
-K stochastic steps. State s_k = (x_k, k, c, y), c a prompt of the prior where it has any; action
-a_k = x_{k+1}; the transition is deterministic.
-Start x_0 ~ N(0, I). After the last action the read-out (the scheduler's noise-free last step, done
-by the frozen prior) and the decoder turn x_K into a clean sample, which is rewarded with
+K stochastic steps. State s_k = (x_k, k, c, y), c a prompt if the prior has any; action
+a_k = x_{k+1}; the transition is deterministic. Start x_0 ~ N(0, I). After the last action the
+read-out (the scheduler's noise-free last step, done by the frozen prior) and the decoder turn x_K
+into a clean sample, with the reward
 
     r(sample, y) = guidance_strength * reward(sample, y)    [nats]
 
@@ -39,12 +39,12 @@ class DenoisingProcess(nn.Module):
         control_law: law of the values of every control; None is `BalancedLaw`.
 
     Attributes:
-        conditions: all that can be asked for: the prior's prompts, where it has any, and labels.
+        conditions: all of the task's: prompts where the prior has any, and values of every control.
         execution: how prior, decoder and reward are run.
 
     Raises:
         ConfigError: guidance_strength <= 0, a law that does not fit its control, a reward that
-            reads prompts on a prior without, or names that do not tell labels apart.
+            reads prompts on a prior without any, or names that do not tell labels apart.
     """
 
     def __init__(
@@ -128,13 +128,13 @@ class DenoisingProcess(nn.Module):
         return torch.randn(n, *self.shape, generator=generator, device=generator.device)
 
     def draw_control(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Values from the control law, and prompts of training: each [n]."""
+        """Values from the control law, and training prompts: each [n]."""
         drawn = {
             name: self.control_law.draw(n, control, generator)
             for name, control in self.controls.items()
         }
         if self.prior.prompts:
-            training = Categorical(self.prior.prompts.training)  # they are the first ones
+            training = Categorical(self.prior.prompts.training)  # these come first
             drawn = {keys.PROMPT: BalancedLaw().draw(n, training, generator), **drawn}
         return drawn
 
@@ -143,7 +143,7 @@ class DenoisingProcess(nn.Module):
 
         Args:
             control: a value or [n] values by name of the control, and prompts by "prompt": numbers,
-                or labels by their names or places; what is missing, or "any", asks for nothing.
+                or labels by name or place; a missing control, or "any", asks for nothing.
             n: number of episodes.
 
         Raises:
@@ -154,7 +154,7 @@ class DenoisingProcess(nn.Module):
     def prior_loc(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """The prior's mean of the next latent [B, *S] at latents [B, *S] and steps [B].
 
-        Of `control` it reads the prompts, where it has any. At step K it is the read-out's result:
+        It reads only the prompts of `control`, if any. At step K it is the read-out's result:
         the noise-free last step, or x itself where the scheduler has none.
         """
         read_out = int(step[0]) == self.num_steps  # episodes of a batch are in step
@@ -165,7 +165,7 @@ class DenoisingProcess(nn.Module):
     def clean_estimate(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """The prior's estimate of the clean latent [B, *S] at latents [B, *S] and steps [B].
 
-        Made in one call, clipped as the kernel does; at step K it is the read-out's result.
+        Made in one call, clipped as in the kernel; at step K it is the read-out's result.
         """
         if int(step[0]) == self.num_steps:  # episodes of a batch are in step
             return self.prior_loc(x, step, control)
@@ -190,18 +190,18 @@ class DenoisingProcess(nn.Module):
         return self.guidance_strength * reward
 
     def value_of_clean(self, latent: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """The reward of what clean latents [B, *S] are decoded to: [B] nats."""
+        """The reward of clean latents [B, *S] once decoded: [B] nats."""
         return self.reward(self.prior.decode(latent), control)
 
     def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
-        """What samples show of each control, each [B]; None where the reward does not say."""
+        """Values of each control that samples show, each [B]; None if the reward does not say."""
         parts = sample.split(self.execution.microbatch or max(len(sample), 1))
-        found = [self.reward_model.predict(part) for part in parts]
-        known = [labels for labels in found if labels is not None]
+        predictions = [self.reward_model.predict(part) for part in parts]
+        known = [labels for labels in predictions if labels is not None]
         if not known:
             return None
         return {name: torch.cat([labels[name] for labels in known]) for name in known[0]}
 
     def compile_network(self, backend: str) -> bool:
-        """Compile the prior's network; whether it has one."""
+        """Compile the prior's network; returns whether it has one."""
         return self.prior.denoiser.compile_network(backend)

@@ -5,8 +5,9 @@ The env owns the noise and the agent steers the prior's drift. With u = control_
     x_{k+1} = prior_loc(x_k, k) + scale_k * (u + noise),      noise ~ N(0, I),
     reward_k = -|u|^2 / 2      (+ gamma log p(y | sample) at the end)      [nats]
 
-|u|^2 / 2 is exactly KL(N(prior_loc + scale u, scale^2) || N(prior_loc, scale^2)), so that the plain
-expected return is the soft return J and no entropy bonus is needed to stay near the prior.
+|u|^2 / 2 is exactly KL(N(prior_loc + scale u, scale^2) || N(prior_loc, scale^2)). The plain
+expected return is therefore the soft return J, and no entropy bonus is needed to stay near the
+prior.
 """
 
 from typing import Any
@@ -36,7 +37,7 @@ def _space(control: Control) -> spaces.Space[Any]:
 
 
 class _ControlDynamics:
-    """B episodes in step: what the single and the vector env share."""
+    """B episodes in step, shared by the single and the vector env."""
 
     def __init__(self, process: DenoisingProcess, *, num_envs: int, control_scale: float) -> None:
         if num_envs < 1:
@@ -47,7 +48,7 @@ class _ControlDynamics:
         self.num_envs = num_envs
         self.control_scale = float(control_scale)
         self.generator = torch.Generator(device=process.kernel.scale.device)
-        # Finite bounds: Gymnasium warns of infinite ones, and no latent comes near float32's.
+        # Finite bounds: Gymnasium warns about infinite ones, and no latent comes near float32's.
         limit = np.finfo(np.float32).max
         self.observation_space = spaces.Dict(
             {
@@ -89,10 +90,10 @@ class _ControlDynamics:
         return self.process.reward(sample, self.control) - kl, kl, sample
 
     def observation(self) -> Observation:
-        """Copies, so that nobody who edits an observation edits the state."""
+        """Copies: editing an observation does not edit the state."""
         step = np.full(self.num_envs, self.step_index, dtype=np.int64)
-        labels = {f"control_{name}": _copy(label) for name, label in self.control.items()}
-        return {"x": _copy(self.x), "step": step, **labels}
+        values = {f"control_{name}": _copy(value) for name, value in self.control.items()}
+        return {"x": _copy(self.x), "step": step, **values}
 
     def _prior_loc(self) -> Tensor:
         step = torch.full((self.num_envs,), self.step_index, device=self.x.device)
@@ -112,7 +113,7 @@ def _first(batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
 
 
 def _first_observation(batch: Observation) -> Observation:
-    """A number as an array without dimensions, which is what its space holds."""
+    """Numbers as arrays without dimensions, as their spaces require."""
     numbers = {k: np.asarray(v) for k, v in _first(batch).items() if isinstance(v, np.floating)}
     return _first(batch) | numbers
 
@@ -121,20 +122,20 @@ class ControlEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     """Denoising as a Gymnasium environment.
 
     ## Description
-    Steer a pretrained diffusion model by a drift, so that its sample shows the control.
+    Steer a pretrained diffusion model by a drift towards samples that meet the condition.
 
     ## Action Space
     `Box(-1, 1, S, float32)`, times `control_scale`: drift in standard deviations of the step.
 
     ## Observation Space
-    `x` (latent), `step` (0 .. K), `control_<name>` (label; the last one is the null
-    label; or a number, NaN where it asks for nothing).
+    `x` (latent), `step` (0 .. K), `control_<name>` (a label, the last one being the
+    null label, or a number, NaN where it asks for nothing).
 
     ## Rewards
     -KL of the step, plus guidance_strength * log p(y | sample) at the last one, in nats.
 
     ## Starting State
-    x ~ N(0, I), control from the task's law, or `reset(options={"control": {"digit": 3}})`.
+    x ~ N(0, I), condition from the task's law, or `reset(options={"control": {"digit": 3}})`.
 
     ## Episode End
     Terminates after K steps; `info["sample"]` is then the clean sample. Never truncates.
@@ -166,7 +167,7 @@ class ControlEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; `options={"control": {name: label}}` fixes the control."""
+        """Start an episode; `options={"control": {name: label}}` fixes the condition."""
         first = self._np_random is None
         super().reset(seed=seed)
         if seed is not None or first:

@@ -36,7 +36,7 @@ class UniformLaw(ControlLaw):
 class BalancedLaw(ControlLaw):
     """Every label equally often in a batch, up to one; the order and the remainder are random.
 
-    Of an interval, one number from each of n equal parts of it.
+    From an interval, one number from each of n equal parts.
 
     The same expectation as `UniformLaw` with less variance between batches.
     """
@@ -87,7 +87,7 @@ class FixedLaw(ControlLaw):
     """One value for all.
 
     Args:
-        label: a label's place or name, or a number, of every control.
+        label: the place or name of a label, or a number, for every control.
     """
 
     def __init__(self, *, label: Value) -> None:

@@ -1,8 +1,8 @@
-"""The latent env: TorchRL, batched, the action is the next latent.
+"""The latent env: TorchRL, batched; the action is the next latent.
 
-The policy owns the noise, so log pi is not a function of (s, a); the env emits what is one: the
-prior's mean at every state. A state costs one call of the prior, made once; policies that correct
-the prior read it from the state.
+The policy owns the noise, so log pi is not a function of (s, a). The prior's mean is, and the env
+emits it at every state. A state costs one call of the prior; policies that correct the prior read
+the mean from the state.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class LatentEnv(EnvBase):  # type: ignore[misc]
     Args:
         process: the MDP.
         num_envs: B.
-        seed: of the env's own generator, which draws starts and controls.
+        seed: of the env's generator, which draws starts, conditions and the policy's noise.
         device: where everything runs.
     """
 
@@ -60,7 +60,7 @@ class LatentEnv(EnvBase):  # type: ignore[misc]
         control = {
             name: _spec(control, num_envs) for name, control in process.conditions.controls.items()
         }
-        # Bounded and not Categorical: step K is a state too, though no action is taken there.
+        # Bounded, not Categorical: step K is a state too, though no action is taken there.
         step = Bounded(0, process.num_steps, shape=(num_envs,), dtype=torch.int64)
         self.observation_spec = Composite(
             {

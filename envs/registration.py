@@ -1,11 +1,11 @@
 """Ids of the Gymnasium environments.
 
 Importing `ctrl_rl.envs` registers them. Gymnasium 1.0 dropped the plug-ins that made ids known at
-`import gymnasium`; its way is the module in front of the id, or an import before `make`::
+`import gymnasium`. It now takes the module in front of the id, or an import before `make`::
 
     gymnasium.make("ctrl_rl.envs:ctrl_rl/Digits-v0")
 
-Entry points are strings, so that registration imports nothing heavy.
+Entry points are strings: registration imports nothing heavy.
 """
 
 import gymnasium

@@ -1,4 +1,4 @@
-"""The one place that rolls a policy out, and what is derived from a rollout.
+"""The one place that rolls a policy out, and the quantities derived from a rollout.
 
 A rollout is a TensorDict [B, K] with the keys of `ctrl_rl.keys`. Two derived quantities per step
 are formed here for all agents: the closed-form KL and the log-ratio, both in nats.
@@ -31,11 +31,11 @@ def rollout(
 
     Args:
         env: B environments.
-        policy: where the actions come from, unless the plan has the prior act; their noise is drawn
-            from the env's generator.
+        policy: source of the actions, unless the plan lets the prior act; their noise is drawn from
+            the env's generator.
         plan: what to keep the graph of, None keeps nothing; and whether policy and prior recompute
             activations from now on.
-        control: labels by control, [B] or one for all, each by its name or its place, see
+        control: values by control, [B] or one for all, labels by name or place, see
             `DenoisingProcess.check_control`; None draws them from the control law.
 
     Returns:
@@ -61,7 +61,7 @@ def rollout(
             state.set(keys.BEHAVIOUR_LOC, state[keys.LOC].detach())
             if acting is not policy and plan.gradients is not None:
                 state.set(keys.LOC, _loc(policy, state))
-        # Where the action is a constant to what follows, its density is still a function of loc.
+        # Even where later steps see the action as a constant, its density is a function of loc.
         if not pathwise:
             state.set(keys.ACTION, state[keys.ACTION].detach())
         with torch.set_grad_enabled(k >= first and pathwise):
@@ -86,7 +86,7 @@ class RolledChain:
 
     def __init__(self, env: LatentEnv, policy: DenoisingPolicy) -> None:
         self.process, self.policy, self.generator = env.process, policy, env.generator
-        # What an agent may ask of the process, as it is.
+        # What an agent may ask of the process, passed through.
         self.prior_loc = env.process.prior_loc
         self.clean_estimate = env.process.clean_estimate
         self.decode = env.process.prior.decode
@@ -106,7 +106,7 @@ class RolledChain:
         """The process's reward.
 
         Raises:
-            InvariantError: it is to be differentiated and cannot be.
+            InvariantError: it must be differentiable and is not.
         """
         reward = self.process.reward(sample, control)
         if torch.is_grad_enabled() and sample.requires_grad and not reward.requires_grad:
@@ -122,7 +122,7 @@ class RolledChain:
 
 
 def _loc(policy: DenoisingPolicy, state: TensorDict) -> Tensor:
-    """The policy's mean at a state that another one acts in."""
+    """The policy's mean at a state in which another policy acts."""
     control = dict(state[keys.CONTROL].items())
     return policy.loc(state[keys.X], state[keys.STEP], control, state[keys.PRIOR_LOC])
 
@@ -152,13 +152,13 @@ def _first_step_with_gradient(plan: RolloutPlan, num_steps: int, generator: torc
 
 
 def check_invariants(episode: TensorDict, plan: RolloutPlan, *, tolerance: float = 0.0) -> None:
-    """Assert what mathematics guarantees of an untrained policy, before the first update.
+    """Assert what mathematics guarantees for an untrained policy, before the first update.
 
     Args:
         episode: a rollout of the untrained policy under `plan`.
         plan: the agent's plan.
-        tolerance: of log-ratios and KLs, in nats per dimension; 0 where both networks are run by
-            the same code, as those that are not compiled are.
+        tolerance: of log-ratios and KLs, in nats per dimension; 0 where both networks run the same
+            code, as uncompiled ones do.
 
     Raises:
         InvariantError: a log-ratio or KL that is not 0, or a KL without a gradient.

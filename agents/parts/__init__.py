@@ -1,1 +1,1 @@
-"""What several agents compute of their rollouts: adjoints, branches, noisy copies."""
+"""What several agents compute from their rollouts: adjoints, branches, noisy copies."""

@@ -1,14 +1,14 @@
-r"""Gradients in the latents of a rollout, constants all, one step in memory at a time.
+r"""Gradients in the latents of a rollout, all constants, one step in memory at a time.
 
 The lean adjoint (Domingo-Enrich, Drozdzal, Karrer, Chen, "Adjoint Matching", ICLR 2025, arXiv
 2409.08861) is, for a trajectory x_0 .. x_K and in discrete time,
 
     a_K = d reward(read_out(x_K), y) / d x_K,        a_k = (d prior_loc(x_k, k) / d x_k)^T a_{k+1}.
 
-It equals the gradient of the soft value where that is the same along every trajectory, as for an
+It equals the gradient of the soft value where it is the same along every trajectory, as for an
 affine prior with a linear reward, and in expectation at the optimum in continuous time.
 
-The other two are parts of detailed balance between soft values v and a policy,
+The other two are terms of detailed balance between soft values v and a policy,
 v_k(s) + log_ratio(s, a) = v_{k+1}(a), differentiated in a and in s.
 """
 
@@ -33,7 +33,7 @@ def lean_adjoint(chain: Chain, episodes: TensorDict) -> Tensor:
     """
     control = dict(episodes[keys.CONTROL][:, -1].items())
     num_steps = episodes.batch_size[1]
-    adjoint, found = torch.empty(0), []
+    adjoint, adjoints = torch.empty(0), []
     for k in range(num_steps, 0, -1):  # the latent x_k is the action of step k - 1
         with torch.enable_grad():
             x = episodes[keys.ACTION][:, k - 1].detach().requires_grad_(True)
@@ -43,8 +43,8 @@ def lean_adjoint(chain: Chain, episodes: TensorDict) -> Tensor:
             else:
                 target = (loc * adjoint).sum()
             (adjoint,) = torch.autograd.grad(target, x)
-        found.append(adjoint)
-    return torch.stack(found[::-1], dim=1)
+        adjoints.append(adjoint)
+    return torch.stack(adjoints[::-1], dim=1)
 
 
 def reward_gradient(chain: Chain, episodes: TensorDict) -> Tensor:
@@ -59,15 +59,15 @@ def reward_gradient(chain: Chain, episodes: TensorDict) -> Tensor:
         r(clean_estimate(x_{k+1}, k+1), y), in nats per unit; exact at the last step.
     """
     control = dict(episodes[keys.CONTROL][:, -1].items())
-    found = []
+    gradients = []
     for k, action in enumerate(episodes[keys.ACTION].unbind(1)):
         with torch.enable_grad():
             x = action.detach().requires_grad_(True)
             step = torch.full((len(x),), k + 1, device=x.device)
             estimate = chain.clean_estimate(x, step, control)
             reward = chain.reward(chain.decode(estimate), control)
-            found.append(torch.autograd.grad(reward.sum(), x)[0])
-    return torch.stack(found, dim=1)
+            gradients.append(torch.autograd.grad(reward.sum(), x)[0])
+    return torch.stack(gradients, dim=1)
 
 
 def log_ratio_gradient(chain: Chain, episodes: TensorDict) -> Tensor:
@@ -80,7 +80,7 @@ def log_ratio_gradient(chain: Chain, episodes: TensorDict) -> Tensor:
     Returns:
         [B, K, *S], at step k the gradient in x_k, in nats per unit.
     """
-    found = []
+    gradients = []
     for state in episodes.detach().unbind(1):
         step, control = state[keys.STEP], dict(state[keys.CONTROL].items())
         with torch.enable_grad():
@@ -88,5 +88,5 @@ def log_ratio_gradient(chain: Chain, episodes: TensorDict) -> Tensor:
             prior_loc = chain.prior_loc(x, step, control)
             loc = chain.policy_loc(x, step, control, prior_loc)
             ratio = gaussian.log_ratio(state[keys.ACTION], loc, prior_loc, state[keys.SCALE])
-            found.append(torch.autograd.grad(ratio.sum(), x)[0])
-    return torch.stack(found, dim=1)
+            gradients.append(torch.autograd.grad(ratio.sum(), x)[0])
+    return torch.stack(gradients, dim=1)

@@ -1,11 +1,11 @@
-r"""Soft returns to go, statistics per condition, and log-probability arithmetic that agents share.
+r"""Soft returns to go, statistics per condition, and log-probability arithmetic shared by agents.
 
-All of this is arithmetic on rollouts [B, T]; nothing here knows a network. An episode's soft return
-to go from step k is
+All of this is arithmetic on rollouts [B, T], without networks. An episode's soft return to go from
+step k is
 
     G_k = reward - sum_{j >= k} KL_j        [nats]
 
-with the closed-form KL, so that only the actions and not the KL's own noise reach its variance.
+with the closed-form KL: only the actions, not noise of the KL itself, add to its variance.
 """
 
 import math
@@ -19,11 +19,11 @@ from ctrl_rl.errors import ConfigError
 
 
 def returns_to_go(rollout: TensorDict, penalty: str = keys.KL) -> Tensor:
-    """Soft return from every step on, its own penalty included.
+    """Soft return from every step on, including the step's penalty.
 
     Args:
         rollout: [B, T] with `penalty` and rewards.
-        penalty: key of what every step costs, [B, T] nats.
+        penalty: key of the cost of every step, [B, T] nats.
 
     Returns:
         [B, T] nats, without a graph.
@@ -33,7 +33,7 @@ def returns_to_go(rollout: TensorDict, penalty: str = keys.KL) -> Tensor:
 
 
 def condition_index(rollout: TensorDict) -> Tensor:
-    """Number the conditions of a rollout: [B] int64, equal where all controls are equal."""
+    """Number the conditions of a rollout: [B] int64, equal where all values are equal."""
     labels = [rollout[keys.CONTROL, name][:, 0] for name in sorted(rollout[keys.CONTROL].keys())]
     if not labels:
         return torch.zeros(len(rollout), dtype=torch.int64, device=rollout[keys.STEP].device)
@@ -71,16 +71,16 @@ def group_std(values: Tensor, index: Tensor) -> Tensor:
 
 
 def baseline(values: Tensor, rollout: TensorDict) -> Tensor:
-    """What the other episodes say of every episode's value; it leaves gradients unbiased.
+    """Predict every episode's value from the other episodes; this leaves gradients unbiased.
 
-    The mean of those with the same labels. Where a control is a number y, of which no two episodes
-    have the same, a cubic in y on top of these means, fitted to the other episodes by ridge
+    It is the mean of those with the same labels. Where a control is a number y, no two episodes
+    have the same; a cubic in y is then added to these means, fitted to the other episodes by ridge
     regression: its prediction for a left-out episode is v - (v - fit) / (1 - leverage), in one fit
     for all (Allen 1974, PRESS).
 
     Args:
         values: [B, ...].
-        rollout: [B, T], whose conditions count.
+        rollout: [B, T], for its conditions.
 
     Returns:
         [B, ...]; the mean of all others where a sample is alone with its labels.
@@ -95,7 +95,7 @@ def baseline(values: Tensor, rollout: TensorDict) -> Tensor:
     standard = [_standardised(number.double()) for number in numbers]
     powers = torch.stack([z**power for z in standard for power in (1, 2, 3)], 1)
     design = torch.cat([means, powers], 1)
-    # The means are free; the penalty of the rest is that of a prior of one standard deviation.
+    # The means are free; the rest is penalised as by a prior of one standard deviation.
     penalty = torch.cat([means.new_full(means.shape[1:], 1e-9), powers.new_ones(powers.shape[1:])])
     gram = design.T @ design + penalty.diag()
     hat = design @ torch.linalg.solve(gram, design.T)
@@ -103,12 +103,12 @@ def baseline(values: Tensor, rollout: TensorDict) -> Tensor:
     flat = values.reshape(len(values), -1).double()
     left_out = flat - (flat - hat @ flat) / (1 - leverage).clamp(min=1e-3)
     everyone = leave_one_out_mean(flat, torch.zeros_like(index))
-    found = torch.where(leverage < 1 - 1e-3, left_out, everyone)
-    return found.to(values.dtype).reshape(values.shape)
+    predicted = torch.where(leverage < 1 - 1e-3, left_out, everyone)
+    return predicted.to(values.dtype).reshape(values.shape)
 
 
 def _standardised(numbers: Tensor) -> Tensor:
-    """Numbers [B] less their mean, over their spread; NaN is 0."""
+    """Numbers [B] minus their mean, over their spread; NaN becomes 0."""
     known = numbers[~numbers.isnan()]
     if len(known) < 2:
         return torch.zeros_like(numbers)
@@ -116,7 +116,7 @@ def _standardised(numbers: Tensor) -> Tensor:
 
 
 def step_advantage(rollout: TensorDict) -> Tensor:
-    """What followed an action beyond what the other episodes say of the same condition.
+    """Return after an action beyond what the other episodes predict for its condition.
 
     Args:
         rollout: [B, T], a whole one.
@@ -129,11 +129,11 @@ def step_advantage(rollout: TensorDict) -> Tensor:
 
 
 def centred(advantage: Tensor, rollout: TensorDict) -> Tensor:
-    """Advantages less their `baseline`, step by step.
+    """Advantages minus their `baseline`, step by step.
 
-    A critic is never quite up to date: what it misses by the same amount in all episodes, such as
-    a policy's growing KL, would push the policy away from all that it did. Leaving one out keeps
-    the gradient without bias.
+    A critic is never quite up to date: an error shared by all episodes, such as a policy's growing
+    KL, would push the policy away from everything it did. Leaving one out keeps the gradient
+    unbiased.
 
     Args:
         advantage: [B, T] nats over a critic's values.
@@ -152,7 +152,7 @@ def generalized_advantage(gains: Tensor, values: Tensor, gae_lambda: float) -> T
     step. For gae_lambda = 1 it is the return to go minus V_k.
 
     Args:
-        gains: [B, T] nats, what every step gave.
+        gains: [B, T] nats, the gain of every step.
         values: [B, T] nats, V of the state before every step.
         gae_lambda: 0 for one step of bootstrapping, 1 for none.
 
@@ -161,10 +161,10 @@ def generalized_advantage(gains: Tensor, values: Tensor, gae_lambda: float) -> T
     """
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     surprises = gains + following - values
-    found = [surprises[:, -1]]
+    advantages = [surprises[:, -1]]
     for surprise in surprises[:, :-1].flip(1).unbind(1):
-        found.append(surprise + gae_lambda * found[-1])
-    return torch.stack(found[::-1], dim=1)
+        advantages.append(surprise + gae_lambda * advantages[-1])
+    return torch.stack(advantages[::-1], dim=1)
 
 
 def check_clip(clip: float) -> float:
@@ -181,7 +181,7 @@ def check_clip(clip: float) -> float:
 def clipped_surrogate(
     rollout: TensorDict, advantage: Tensor, clip: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    r"""Clipped objective of every step, whose gradient on policy is the policy gradient's.
+    r"""Clipped objective of every step; on policy its gradient is the policy gradient.
 
     With D dimensions and rho = (pi(a|s) / pi_behaviour(a|s))^(1/D), a ratio per dimension,
 
@@ -189,8 +189,8 @@ def clipped_surrogate(
 
     A ratio of joint densities is e to the power of a sum over D dimensions: it overflows or
     vanishes for images after changes that are small in every dimension. The factor D undoes the
-    1/D in d rho = rho d log pi / D, so that the gradient is advantage * rho * grad log pi, and at
-    pi = pi_behaviour advantage * grad log pi, to the last factor.
+    1/D in d rho = rho d log pi / D: the gradient is advantage * rho * grad log pi, and at
+    pi = pi_behaviour exactly advantage * grad log pi.
 
     Args:
         rollout: [B, T] with `loc` of the present policy.

@@ -1,20 +1,20 @@
-r"""One policy step taken once more with a graph, off a rollout that has none.
+r"""One policy step repeated with a graph, off a rollout that has none.
 
-From a latent x at step k the policy takes its step, and the prior estimates the clean sample from
-where it leads, in one call:
+From a latent x at step k the policy takes its step, and from where it leads the prior estimates the
+clean sample in one call:
 
     a ~ pi(. | x, k, y),   branch_reward = r(clean_estimate(a, k + 1), y),   branch_kl = KL_k(x).
 
 The gradient passes through that estimate, the step and the policy; x is a constant. At k = K - 1
-the estimate is the chain's own read-out, before that it stands for the steps that are left. The
-rollout itself stays what the policy does, so that its reward and KL are those of whole episodes.
+the estimate is the chain's read-out; before that it stands for the remaining steps. The rollout
+itself stays the policy's, and its reward and KL are those of whole episodes.
 
-What only sees some last steps leaves the others' drift without a price, and a network that steps
-share then carries it there. The anchor is that price at one of those steps j, drawn uniformly:
+A loss on some last steps puts no price on the others' drift, and a network shared by all steps then
+drifts there. The anchor is that price at one of those steps j, drawn uniformly:
 
     anchor_kl = (number of those steps) KL_j(x_j),     in the mean the sum of their KLs,
 
-with x_j a constant: it costs one policy call, whatever K.
+with x_j a constant: it costs one policy call, for any K.
 """
 
 import torch
@@ -36,7 +36,7 @@ def branch_late(chain: Chain, episodes: TensorDict, last: int) -> TensorDict:
         last: how many of the last steps k is drawn from.
 
     Returns:
-        The same with reward and KL of the branch [B, K] in nats with their graph, 0 but for step k.
+        The same with reward and KL of the branch [B, K] in nats with their graph, 0 but at step k.
     """
     num_steps = episodes.batch_size[1]
     late, generator = min(last, num_steps), chain.generator
@@ -55,7 +55,7 @@ def branch_renoised(chain: Chain, episodes: TensorDict, copies: int) -> TensorDi
             N(signal_k clean, noise_k^2 I) with k = K - 1; results are averaged.
 
     Returns:
-        The same with reward and KL of the branch [B, K] in nats with their graph, 0 but for step k.
+        The same with reward and KL of the branch [B, K] in nats with their graph, 0 but at step k.
     """
     k, generator = episodes.batch_size[1] - 1, chain.generator
     repeated = episodes[keys.CLEAN][:, k].repeat_interleave(copies, 0)
@@ -100,8 +100,8 @@ def anchor(chain: Chain, episodes: TensorDict, last: int) -> TensorDict:
         last: how many of the last steps are left out.
 
     Returns:
-        The same with `anchor_kl` [B, K] in nats with its graph, 0 but for that step, and everywhere
-        if no step is left.
+        The same with `anchor_kl` [B, K] in nats with its graph, 0 except at that step; 0
+        everywhere if no step is left.
     """
     num_episodes, num_steps = episodes.batch_size
     generator, earlier = chain.generator, num_steps - min(last, num_steps)
@@ -114,8 +114,8 @@ def anchor(chain: Chain, episodes: TensorDict, last: int) -> TensorDict:
     with torch.enable_grad():
         loc = chain.policy_loc(state[keys.X], state[keys.STEP], control, prior_loc)
         kl = gaussian.kl(loc, prior_loc, state[keys.SCALE])
-        found = earlier * kl[:, None] * (torch.arange(num_steps, device=device) == j)
-    return episodes.copy().set(_ANCHOR, found)
+        anchor_kl = earlier * kl[:, None] * (torch.arange(num_steps, device=device) == j)
+    return episodes.copy().set(_ANCHOR, anchor_kl)
 
 
 def mean_anchor_kl(episodes: TensorDict) -> Tensor:

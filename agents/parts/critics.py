@@ -1,6 +1,6 @@
 """Networks that an agent owns: soft values of latents, their gradients, log Z of conditions.
 
-All start at zero, values at the first return that was seen (`OffsetByFirstReturn`).
+All start at zero, values at the first return seen (`OffsetByFirstReturn`).
 """
 
 import math
@@ -21,7 +21,7 @@ from ctrl_rl.networks.convolutional import StepwiseEncoder
 from ctrl_rl.networks.embeddings import table_of
 from ctrl_rl.networks.perceptrons import ConditionedPerceptron
 
-# A table of 256 kB. In 1,000 updates of 64 episodes each of as many conditions is met once.
+# A table of 256 kB. In 1,000 updates of 64 episodes each of this many conditions is met about once.
 _MOST_CONDITIONS = 65_536
 
 
@@ -101,7 +101,7 @@ class GradientNetwork(nn.Module):
 
 
 class ConditionValues(nn.Module):
-    """What a latent of the prior says of all conditions at once: 1 + C numbers, 0 at the start.
+    """Numbers for all conditions at once at a latent of the prior: 1 + C, 0 at the start.
 
     A convolutional network where latents are images [C, H, W], a perceptron otherwise.
 
@@ -139,10 +139,10 @@ class ConditionValues(nn.Module):
     def forward(self, x: Tensor, step: Tensor) -> Tensor:
         """Numbers [*N, 1 + C] at latents [*N, *S] and steps [*N] in 0 .. K."""
         if not self.image:
-            found: Tensor = self.network(x.flatten(step.ndim), step, {})
-            return found
-        found = self.network(x.flatten(0, step.ndim - 1), step.flatten())
-        return found.unflatten(0, step.shape)
+            outputs: Tensor = self.network(x.flatten(step.ndim), step, {})
+            return outputs
+        outputs = self.network(x.flatten(0, step.ndim - 1), step.flatten())
+        return outputs.unflatten(0, step.shape)
 
 
 class FirstReturn(nn.Module):
@@ -167,8 +167,8 @@ class OffsetByFirstReturn(FirstReturn):
     """Values c + network(...).
 
     Rewards may lie anywhere; log-probabilities of rare labels average far below 0. A value that
-    starts at 0 then finds every episode worse than expected, and the policy flees all that it has
-    done before the value has learned the one number that they share.
+    starts at 0 then finds every episode worse than expected. Until it has learned the one number
+    that they share, the policy flees everything it has done.
 
     Args:
         network: gives values in nats, near 0 at the start.
@@ -185,7 +185,7 @@ class OffsetByFirstReturn(FirstReturn):
 
 
 def _few(controls: Mapping[str, Control], learned: str, *, nulls: int) -> int:
-    """The number of combinations, refused where none would be met often enough.
+    """The number of combinations; too many to be met often enough are refused.
 
     Args:
         controls: whose values are combined.
@@ -205,14 +205,14 @@ def _few(controls: Mapping[str, Control], learned: str, *, nulls: int) -> int:
 class LogPartition(nn.Module):
     """log Z of every condition: one number for every combination of labels, null labels included.
 
-    Where a control is a number, log Z is a function of it for every combination of labels, and a
-    sum of one function each where there are several.
+    Where a control is a number, log Z is a function of it for every combination of labels; for
+    several such controls it is a sum of one function each.
 
     Args:
         task: its controls.
 
     Raises:
-        ConfigError: combinations are too many for each to be learned by itself.
+        ConfigError: too many combinations to learn each separately.
     """
 
     def __init__(self, task: TaskSpec) -> None:
@@ -239,7 +239,7 @@ class LogPartition(nn.Module):
 
 
 def state_values(critic: nn.Module, rollout: TensorDict) -> Tensor:
-    """Values that a critic v(x, k, y) gives to the latents x_k of a rollout [B, T]: [B, T] nats."""
+    """Values of a critic v(x, k, y) at the latents x_k of a rollout [B, T]: [B, T] nats."""
     control = dict(rollout[keys.CONTROL].items())
     values: Tensor = critic(rollout[keys.X], rollout[keys.STEP], control)
     return values
@@ -254,7 +254,7 @@ def value_regression(
         critic: v(x, k, y).
         rollout: [B, T], a whole one or a piece along time.
         target: [B, T] nats, without a graph.
-        num_steps: K; the mean is over all K steps, so that the losses of pieces add up.
+        num_steps: K; the mean is over all K steps, so the losses of pieces add up.
 
     Returns:
         `loss_critic`, half the mean squared error in nats squared, and `explained_variance`, the

@@ -4,10 +4,10 @@ For every step k of an episode that ended in the clean latent z, independently,
 
     x_k ~ N(signal_k z, noise_k^2 I),  action_k = mean of x_{k+1} given x_k and z,
 
-the latter by the kernel's own formula with z for the network's estimate. A policy whose loc is the
-mean of action_k over all z that x_k may have come from denoises its own samples. A regression on
-these latents needs of an episode only where it ended: an agent's `prepare` puts them in the place
-of those that the episode went through.
+the latter by the kernel's formula with z as the network's estimate. A policy whose loc is the mean
+of action_k over all z that x_k may have come from denoises its own samples. A regression on these
+latents needs only the end of an episode: an agent's `prepare` puts them in place of those the
+episode went through.
 """
 
 import torch

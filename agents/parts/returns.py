@@ -1,4 +1,4 @@
-"""The parts of the soft return J = E[ r - sum_k KL_k ] of every episode of a rollout, in nats."""
+"""The terms of the soft return J = E[ r - sum_k KL_k ] of every episode of a rollout, in nats."""
 
 import torch
 from tensordict import TensorDict
@@ -26,9 +26,9 @@ def episode_log_ratio(episode: TensorDict) -> Tensor:
 
 
 def path_levels(episode: TensorDict, values: Tensor) -> Tensor:
-    """Soft value less the log-ratio so far, v_k(s_k) - sum_{j < k} log_ratio_j, with v_K = r.
+    """Soft value minus the log-ratio so far, v_k(s_k) - sum_{j < k} log_ratio_j, with v_K = r.
 
-    At the soft optimum log_ratio_k = v_{k+1} - v_k, so that an episode's levels are all equal. The
+    At the soft optimum log_ratio_k = v_{k+1} - v_k, so all levels of an episode are equal. The
     difference of levels i and j is how far the path from step i to step j is from that.
 
     Args:
@@ -44,5 +44,5 @@ def path_levels(episode: TensorDict, values: Tensor) -> Tensor:
 
 
 def mean_soft_return(episode: TensorDict) -> Tensor:
-    """Batch mean of reward - KL with its graph, a scalar in nats: what pathwise agents maximise."""
+    """Batch mean of reward - KL with its graph, a scalar in nats; pathwise agents maximise it."""
     return (episode_reward(episode) - episode_kl(episode)).mean()

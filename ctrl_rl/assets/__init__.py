@@ -1,4 +1,4 @@
-"""Weights that come with the package, and how config paths find them and those of others."""
+"""Weights shipped with the package, and how config paths find these and others."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -22,13 +22,13 @@ def resolve(path: str | Path) -> Path:
 
 
 def unreachable(setting: str, path: str, what: str, error: Exception) -> ConfigError:
-    """The error for a model that is neither here nor to be had.
+    """The error for a model that is neither on disk nor on the hub.
 
     Args:
         setting: dotted name of the config's entry.
         path: its value, a folder or an id on the hub.
         what: what the folder must be.
-        error: what the library that tried says.
+        error: of the library that tried.
     """
     reason = one_line(error, 200)
     return ConfigError(

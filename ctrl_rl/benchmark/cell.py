@@ -1,10 +1,10 @@
-"""One cell: what its folder holds, and doing what is left of it.
+"""One cell of a benchmark: the state of its folder, and running what is left of it.
 
-A cell's folder is an ordinary run folder. `failure.json` in it says that the last try failed:
+A cell's folder is an ordinary run folder. A `failure.json` in it means that the last try failed:
 
     error      one line
     kind       name of the exception
-    traceback  of an exception that the project did not raise on purpose, or null
+    traceback  of an exception not raised on purpose, or null
 """
 
 import json
@@ -29,7 +29,7 @@ State = Literal["new", "interrupted", "failed", "finished"]
 
 
 def state_of(folder: Path) -> State:
-    """What a cell's folder holds."""
+    """The state of a cell's folder."""
     if (folder / "failure.json").is_file():
         return "failed"
     if (folder / "summary.json").is_file():
@@ -46,34 +46,34 @@ def failure_of(folder: Path) -> str:
 
 
 def difference(folder: Path, asked: DictConfig) -> str | None:
-    """The first setting in which a cell's run is not what is asked now, in words, or None.
+    """The first setting of a cell's run that differs from the request, in words, or None.
 
-    Where the run lies is no setting of it.
+    The run's location is not a setting.
     """
     try:
         has = _settings(saved(folder / "config.yaml"))
     except RunError as error:
         return str(error)
     wants = _settings(asked)
-    # A rate that is newer than the run is of parameters that it cannot have: without, it fails.
+    # A run that lacks a rate has no parameters of that name, or it would have failed.
     has |= {key: rate for key, rate in wants.items() if key.startswith(_RATES) and key not in has}
     if wants.get(_MICROBATCH) == AUTO:
-        has[_MICROBATCH] = AUTO  # the run keeps the number that was found
+        has[_MICROBATCH] = AUTO  # the run stores the number found by trial
     for key in sorted(has.keys() | wants.keys()):
-        if has.get(key) != wants.get(key):  # a setting that is newer than the run is null in it
+        if has.get(key) != wants.get(key):  # a setting newer than the run is null in it
             return f"{key}={has.get(key, '(missing)')} instead of {wants.get(key, '(missing)')}"
     return None
 
 
 def run_cell(folder: Path, asked: DictConfig) -> str:
-    """Do what is left of a cell; an error becomes `failure.json`.
+    """Run what is left of a cell; an error becomes `failure.json`.
 
     Args:
         folder: the cell's folder.
         asked: its config.
 
     Returns:
-        What came out, in one line.
+        The outcome in one line.
 
     Raises:
         KeyboardInterrupt: the user pressed Ctrl-C; a checkpoint was written.
@@ -90,7 +90,7 @@ def run_cell(folder: Path, asked: DictConfig) -> str:
             run = (evaluate_method if untrained else train_and_evaluate)(asked, quiet=True)
     except Interrupted as error:
         raise KeyboardInterrupt from error
-    except Exception as error:  # also of a plug-in: the other cells are not to blame
+    except Exception as error:  # also of a plug-in: the other cells still run
         _record(folder, error)
         return f"failed: {failure_of(folder)}"
     summary = json.loads((run.path / "summary.json").read_text())
@@ -98,7 +98,7 @@ def run_cell(folder: Path, asked: DictConfig) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what is no result: a failed try, or one killed before its first checkpoint."""
+    """Remove a try that failed, or was killed before its first checkpoint."""
     left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     ours = {"config.yaml", "checkpoints", "failure.json", "metrics.jsonl"}
     if "config.yaml" in left or left <= ours:
@@ -117,7 +117,7 @@ def _record(folder: Path, error: Exception) -> None:
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
-    """All settings by dotted key as they are after a round through yaml, without `run`."""
+    """All settings by dotted key after a round trip through yaml, without `run`."""
     plain = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(config)))
     assert isinstance(plain, dict)
     plain.pop("run", None)

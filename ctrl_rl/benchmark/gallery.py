@@ -1,4 +1,4 @@
-"""The picture of a benchmark that people look at first: samples of every agent, one row each."""
+"""The benchmark picture that people look at first: samples of every agent, one row each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,8 +21,8 @@ Agents = Mapping[str, Sequence[Result]]
 def draw_gallery(path: Path, task: str, agents: Agents) -> None:
     """Draw samples of every agent's best seed, between the exact conditional and the prior.
 
-    Columns are conditions, the first twelve of them. The samples are drawn anew from the runs'
-    weights, with the same noise for all agents.
+    Columns are the first twelve conditions. Samples are drawn anew from the runs' weights, with the
+    same noise for all agents.
 
     Args:
         path: PNG to write.
@@ -36,7 +36,7 @@ def draw_gallery(path: Path, task: str, agents: Agents) -> None:
     }
     with bar("samples", len(best)) as report:
         run = load_run(next(iter(best.values())).cell.folder)
-        set_threads(run.config)  # as the cells: more threads than cores to spare wait on each other
+        set_threads(run.config)  # as the cells do: threads beyond spare cores wait on each other
         process = run.env.process
         count = _IMAGES if len(process.sample_shape) == 3 else _POINTS
         conditions = build_evaluation_plan(run.config).conditions_of(process)[:_MOST]
@@ -59,10 +59,10 @@ def draw_gallery(path: Path, task: str, agents: Agents) -> None:
 
 
 def _references(run: LoadedRun, count: int) -> tuple[list[str], list[Tensor], list[Tensor]]:
-    """Names of the conditions; samples of the exact conditional, none if unknown; of the prior."""
+    """Names of conditions; samples of the exact conditional, none if unknown, and of the prior."""
     plan = build_evaluation_plan(run.config)
     plan = replace(plan, policy_samples=3, exact_samples=min(count, plan.exact_samples))
     drawn = run.evaluate(plan)
-    # A prior that does not see the control has one set of samples; every column shows others.
+    # A prior that does not see the control has one set of samples; each column shows other ones.
     prior = [sample.roll(-count * i, 0)[:count] for i, sample in enumerate(drawn.samples["prior"])]
     return drawn.conditions[:_MOST], drawn.samples.get("exact", [])[:_MOST], prior[:_MOST]

@@ -1,7 +1,7 @@
-"""The grid agent x task x seed: which cells there are and what each asks for.
+"""The grid agent x task x seed: its cells and their configs.
 
-Every cell's config is composed here, before torch is imported, so that a typing error in any of
-them costs seconds and no run.
+Every config is composed here, before torch is imported: a typo in any of them costs seconds and no
+run.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ctrl_rl.runs.compose import compose, files
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# The launchers that Hydra documents, and the package that each comes with.
+# The launchers that Hydra documents, and the package of each.
 _PACKAGES = {
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",
@@ -56,16 +56,16 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """All cells, and how to do them.
+    """All cells, and how to run them.
 
     Attributes:
-        cells: task by task, agent by agent, seed by seed; a method has the first seed alone, as
-            nothing of it depends on a seed.
+        cells: task by task, agent by agent, seed by seed; a method has only the first seed, as
+            nothing in it depends on a seed.
         root: folder of the cells' runs.
-        redo: whether cells of other settings are made anew.
+        redo: whether to rerun cells that were made with other settings.
         out: folder of the report.
         launcher: name of the Hydra launcher.
-        launcher_settings: what it takes.
+        launcher_settings: its settings.
     """
 
     cells: list[Cell]
@@ -81,10 +81,10 @@ def build_grid(config: "DictConfig", extra: Sequence[str] = ()) -> Grid:
 
     Args:
         config: the composed config.
-        extra: config folders of the user.
+        extra: the user's config folders.
 
     Raises:
-        ConfigError: an unknown agent, task or launcher, a value of a wrong type, or a cell that
+        ConfigError: an unknown agent, task or launcher, a value of the wrong type, or a cell that
             cannot be composed.
     """
     from omegaconf import OmegaConf
@@ -110,25 +110,25 @@ def build_grid(config: "DictConfig", extra: Sequence[str] = ()) -> Grid:
     _check_launcher(values["launcher"])
     shared = _words(values["overrides"], "overrides")
     tuned = _tuned(values["settings"], agents, extra)
-    found: dict[tuple[str, str, int], Cell] = {}
-    for seed in seeds:  # first, so that every agent and task is tried early
+    composed: dict[tuple[str, str, int], Cell] = {}
+    for seed in seeds:  # outermost, to try every agent and task early
         for task in tasks:
             for agent in agents:
                 own = [f"env={task}", f"agent={agent}", f"seed={seed}"]
                 own += [f"trainer.denoiser_calls={budget}", f"run.name={agent}-s{seed}"]
                 words = [*shared, *tuned[agent], *own]
                 asked = _compose("train", words, extra, f"{agent} on {task}")
-                found[task, agent, seed] = Cell(task, agent, seed, asked)
+                composed[task, agent, seed] = Cell(task, agent, seed, asked)
     for task in tasks:
         for method in methods:
             own = [f"env={task}", f"method={method}", f"seed={seeds[0]}"]
             words = [*shared, *own, f"run.name={method}-s{seeds[0]}"]
             asked = _compose("evaluate", words, extra, f"{method} on {task}")
-            found[task, method, seeds[0]] = Cell(task, method, seeds[0], asked)
-    for cell in found.values():
+            composed[task, method, seeds[0]] = Cell(task, method, seeds[0], asked)
+    for cell in composed.values():
         cell.config.run.root = str(Path(values["root"]) / cell.task)
     places = [(t, name, s) for t in tasks for name in (*agents, *methods) for s in seeds]
-    cells = [found[place] for place in places if place in found]
+    cells = [composed[place] for place in places if place in composed]
     return Grid(
         cells=cells,
         root=Path(values["root"]),
@@ -149,7 +149,7 @@ def _compose(main: str, words: Sequence[str], extra: Sequence[str], where: str) 
 def _names(
     given: Any, key: str, group: str, extra: Sequence[str], *, empty: bool = False
 ) -> list[str]:
-    """A list of choices of a config group, which may be empty or not."""
+    """Checked choices of a config group; `empty` allows none."""
     check_value(given, list[str], key)
     accepted = list(files(group, extra))
     if given or not empty:
@@ -171,7 +171,7 @@ def _check_list(given: list[Any], key: str) -> None:
 
 
 def _words(given: Any, key: str) -> list[str]:
-    """Overrides of cells, which leave to the grid what is the grid's."""
+    """Checked overrides of cells; none may set what the grid decides."""
     check_value(given, list[str], key)
     for word in given:
         name = word.partition("=")[0].lstrip("+~")
@@ -198,7 +198,7 @@ def _check_launcher(name: str) -> None:
     from hydra.core.config_store import ConfigStore
     from hydra.core.plugins import Plugins
 
-    Plugins.instance()  # loads the launchers that are installed
+    Plugins.instance()  # loads the installed launchers
     here = [file.removesuffix(".yaml") for file in ConfigStore.instance().list("hydra/launcher")]
     if name in here:
         return

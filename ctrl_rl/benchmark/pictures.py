@@ -9,7 +9,7 @@ import numpy as np
 from ctrl_rl.benchmark.results import Result, figures_of
 from ctrl_rl.benchmark.statistics import interquartile_mean
 
-_WINDOW = 20  # a curve is a running mean over one part in so many of its updates
+_WINDOW = 20  # curves are running means over 1 / _WINDOW of their updates
 _STYLES = ("-", "--", ":", "-.")
 
 Agents = Mapping[str, Sequence[Result]]
@@ -18,10 +18,10 @@ Agents = Mapping[str, Sequence[Result]]
 def draw_curves(path: Path, task: str, agents: Agents) -> None:
     """Draw the live gap of every agent against denoiser calls and against seconds.
 
-    What needs no training is a level line at the gap of its evaluation. Of the others
-    the line is the mean over seeds, the band reaches from the lowest seed to the highest, both of
-    the running mean over the last 5 % of updates. metrics.jsonl holds no times, so that equal seeds
-    give equal files: seconds are those of the whole training, spread evenly over its updates.
+    Methods without training are level lines at the gap of their evaluation. For agents, the line is
+    the mean over seeds and the band goes from the lowest seed to the highest, both of the running
+    mean over the last 5 % of updates. metrics.jsonl holds no times, to keep files of equal seeds
+    equal: seconds are those of the whole training, spread evenly over its updates.
 
     Args:
         path: PNG to write.
@@ -59,7 +59,7 @@ def draw_curves(path: Path, task: str, agents: Agents) -> None:
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
     axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
-    # What diverges leaves the picture at the top instead of flattening everything else.
+    # A diverging curve leaves the picture at the top instead of flattening the others.
     axes[0].set_ylim(1.1 * lowest - 0.02 * prior, 1.15 * max([prior, *starts]))
     axes[0].set_ylabel("gap on the training batch, nats")
     figure.suptitle(f"{task}: mean over seeds, band from lowest to highest seed", fontsize=11)
@@ -69,10 +69,10 @@ def draw_curves(path: Path, task: str, agents: Agents) -> None:
 
 
 def draw_pareto(path: Path, task: str, agents: Agents) -> None:
-    """Draw reward against KL, one point per cell, and the front that no other cell beats in both.
+    """Draw reward against KL, one point per cell, and the Pareto front.
 
     No policy lies above the line reward = KL + log Z, and the exact conditional lies on it. Cells
-    that ended with twice the prior's gap or more are left out, and counted in the legend.
+    that ended with twice the prior's gap or more are left out but counted in the legend.
 
     Args:
         path: PNG to write.
@@ -86,14 +86,14 @@ def draw_pareto(path: Path, task: str, agents: Agents) -> None:
     diverged = 2 * summary["prior"]["gap_nats"]
     for agent, results in agents.items():
         done = [r.summary for r in results if r.summary]
-        found = [(s["kl_nats"], s["reward"]) for s in done if s["gap_nats"] < diverged]
+        inside = [(s["kl_nats"], s["reward"]) for s in done if s["gap_nats"] < diverged]
         if done:
             color, marker = _style(agent, agents)["color"], "ovD^"[_place(agent, agents) // 10 % 4]
             look = {"color": color, "marker": marker, "s": 28, "alpha": 0.8}
-            outside = len(done) - len(found)
+            outside = len(done) - len(inside)
             label = f"{agent} ({outside} outside)" if outside else agent
-            axis.scatter([kl for kl, _ in found], [r for _, r in found], label=label, **look)
-            points += found
+            axis.scatter([kl for kl, _ in inside], [r for _, r in inside], label=label, **look)
+            points += inside
     front = pareto_front(points)
     axis.step(*zip(*front, strict=True), where="post", color="gray", linewidth=1, label="front")
     axis.scatter(*points[0], marker="s", color="black", label="prior", zorder=3)
@@ -125,7 +125,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the last `window` entries at every entry [N], or of as many as there are."""
+    """Mean of the last `window` entries (fewer at the start) at every entry [N]."""
     sums = np.cumsum(np.concatenate(([0.0], values)))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)
@@ -146,12 +146,12 @@ def _curves(done: Sequence[Result]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _first(agents: Agents) -> dict[str, Any]:
-    """A summary of the task: prior, exact and log Z are the same in all of them."""
+    """Any summary of the task: all have the same prior, exact and log Z."""
     return next(r.summary for results in agents.values() for r in results if r.summary)
 
 
 def _style(agent: str, agents: Agents) -> dict[str, Any]:
-    """Ten colours, then the same with other lines; an agent has its own in every task."""
+    """Ten colours, then the same with other lines; an agent looks the same in every task."""
     place = _place(agent, agents)
     return {"color": f"C{place % 10}", "linestyle": _STYLES[place // 10 % 4], "linewidth": 1.5}
 
@@ -161,11 +161,11 @@ def _place(agent: str, agents: Agents) -> int:
 
 
 def _figure(width: float, height: float, agents: int) -> Any:
-    """An empty figure of so many inches, or as high as a legend of all agents is."""
+    """An empty figure, in inches, at least as high as a legend of all agents."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    legend = 0.2 * (agents + 5)  # lines of 9 points, and what is no agent
+    legend = 0.2 * (agents + 5)  # lines of 9 points, and entries that are not agents
     figure = Figure(figsize=(width, max(height, legend)), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -34,7 +34,7 @@ Agents = Mapping[str, Sequence[Result]]
 
 
 def write_report(grid: Grid) -> None:
-    """Write the report of what the cells' folders hold.
+    """Write the report from the cells' folders.
 
     Raises:
         CtrlError: no cell is finished.
@@ -60,16 +60,16 @@ def write_report(grid: Grid) -> None:
 
 def _by_agent(results: Sequence[Result], task: str) -> dict[str, list[Result]]:
     """Results of a task by agent, the smallest gap first, agents without one last."""
-    found: dict[str, list[Result]] = {}
+    by_agent: dict[str, list[Result]] = {}
     for result in results:
         if result.cell.task == task:
-            found.setdefault(result.cell.agent, []).append(result)
+            by_agent.setdefault(result.cell.agent, []).append(result)
 
     def rank(entry: tuple[str, list[Result]]) -> tuple[bool, float]:
         gaps = figures_of(entry[1], "gap_nats")
         return not gaps, interquartile_mean(gaps) if gaps else 0.0
 
-    return dict(sorted(found.items(), key=rank))
+    return dict(sorted(by_agent.items(), key=rank))
 
 
 def _section(out: Path, task: str, agents: Agents) -> list[str]:
@@ -114,7 +114,7 @@ def _section(out: Path, task: str, agents: Agents) -> list[str]:
 
 
 def _overall(tasks: Mapping[str, Agents]) -> list[str]:
-    """All tasks together: gaps as fractions of the prior's gap, so that they can be averaged."""
+    """All tasks together; gaps are averaged as fractions of the prior's gap."""
     scores: dict[str, list[list[float]]] = {}
     for agents in tasks.values():
         for agent, results in agents.items():

@@ -1,4 +1,4 @@
-"""What the cells of a grid came to: read from their folders, and nothing else."""
+"""Results of a grid's cells, read from their folders alone."""
 
 import csv
 import json
@@ -31,13 +31,13 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Result:
-    """One cell and what is known of it.
+    """One cell and its result.
 
     Attributes:
-        cell: which one.
-        state: what its folder holds.
-        summary: its summary.json where it is finished, otherwise empty.
-        error: the one-line error where it failed, otherwise empty.
+        cell: the cell.
+        state: of its folder.
+        summary: its summary.json if it is finished, otherwise empty.
+        error: the one-line error if it failed, otherwise empty.
     """
 
     cell: Cell
@@ -70,7 +70,7 @@ def figures_of(results: Sequence[Result], name: str) -> list[float]:
 
 
 def write_csv(path: Path, results: Sequence[Result]) -> None:
-    """Write one row per cell; what a cell does not have is empty."""
+    """Write one row per cell; missing figures are empty."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         head = ("task", "agent", "seed", "state", *FIGURES, "gap_nats_low", "gap_nats_high")

@@ -1,8 +1,8 @@
-"""Doing the cells of a grid through a Hydra launcher: here, in processes, on a cluster.
+"""Running the cells of a grid through a Hydra launcher: here, in processes, on a cluster.
 
-The grid plays the part of a Hydra sweeper: it hands the launcher one job per cell that is left. A
-job is the override `+cell=NAME` and finds its config in ROOT/.cells/NAME.yaml, so that one on
-another machine needs nothing but the file system.
+The grid acts as a Hydra sweeper: it hands the launcher one job per remaining cell. A job is the
+override `+cell=NAME` and finds its config in ROOT/.cells/NAME.yaml. A job on another machine needs
+only the file system.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from hydra import compose, initialize
-from hydra._internal.callbacks import Callbacks  # which a HydraContext cannot be made without
+from hydra._internal.callbacks import Callbacks  # a HydraContext needs them
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -36,7 +36,7 @@ class LauncherError(CtrlError):
 
 
 def run_grid(grid: Grid) -> None:
-    """Do every cell that is not finished: go on where it was interrupted, else start it.
+    """Run every unfinished cell: resume it if it was interrupted, else start it.
 
     Raises:
         ConfigError: the launcher does not take a setting.
@@ -72,9 +72,9 @@ _ORDER: tuple[State, ...] = (*_HOLDS_WORK, "failed", "new")
 
 
 def _changed(cells: list[Cell]) -> dict[str, str]:
-    """What differs from what is asked now, by name of the cell."""
-    found = {cell.name: difference(cell.folder, cell.config) for cell in cells}
-    return {name: what for name, what in found.items() if what is not None}
+    """Differences from the requested settings, by cell name."""
+    differences = {cell.name: difference(cell.folder, cell.config) for cell in cells}
+    return {name: what for name, what in differences.items() if what is not None}
 
 
 def _write_asked(grid: Grid, cells: list[Cell]) -> None:
@@ -126,7 +126,7 @@ def _launch(launcher: Launcher, cells: list[Cell]) -> None:
         launcher.launch([[f"+cell={cell.name}"] for cell in cells], initial_job_idx=0)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the same command again goes on") from None
-    except Exception as error:  # a lost node, a killed worker: whatever launchers raise
+    except Exception as error:  # a lost node, a killed worker: launchers raise anything
         raise LauncherError(
             f"the launcher failed: {type(error).__name__}: {one_line(error)}; finished cells are "
             "kept, and the same command again goes on"
@@ -134,9 +134,9 @@ def _launch(launcher: Launcher, cells: list[Cell]) -> None:
 
 
 def _job(root: str, total: int, job: DictConfig) -> None:
-    """What a launcher runs, here or on another machine: the cell of the name `job.cell`."""
+    """Run the cell named `job.cell`; launchers call this, here or on another machine."""
     if "" not in sys.path:
-        sys.path.append("")  # plug-ins beside the user, as in the command line
+        sys.path.append("")  # plug-ins in the working directory, as in the command line
     config = saved(_asked_file(root, job.cell))
     outcome = run_cell(Path(config.run.root) / config.run.name, config)
     say(f"{HydraConfig.get().job.num + 1} of {total}  {job.cell}: {outcome}")

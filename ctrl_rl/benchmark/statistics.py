@@ -1,8 +1,8 @@
-"""Averages over seeds that a few good or bad ones cannot move, with their uncertainty.
+"""Averages over seeds that a few outliers cannot move, with their uncertainty.
 
-The interquartile mean is the mean of the middle half of all scores; its interval comes from a
-bootstrap stratified by task: every resample draws anew, with replacement, among the seeds of each
-task, and never mixes tasks.
+The interquartile mean is the mean of the middle half of all scores. Its interval comes from a
+bootstrap stratified by task: every resample draws, with replacement, among the seeds of each task
+and never mixes tasks.
 
 Reference: Agarwal, Schwarzer, Castro, Courville, Bellemare, "Deep Reinforcement Learning at the
 Edge of the Statistical Precipice", NeurIPS 2021, arXiv 2108.13264.
@@ -18,10 +18,10 @@ _RESAMPLES = 5000
 
 
 def interquartile_mean(scores: Sequence[float]) -> float:
-    """Mean of what is left without the lowest and the highest quarter, each rounded down.
+    """Mean without the lowest and the highest quarter of scores, each rounded down.
 
     Args:
-        scores: of one or more seeds; fewer than four are averaged as they are.
+        scores: of one or more seeds; fewer than four are all averaged.
     """
     return float(trim_mean(np.asarray(scores, dtype=float), 0.25))
 
@@ -37,7 +37,7 @@ def interquartile_interval(
         seed: of the resamples; same scores, same interval.
 
     Returns:
-        (low, high), or None where a task has a single score, which says nothing of its spread.
+        (low, high), or None if a task has a single score: its spread is unknown.
     """
     if not strata or any(len(scores) < 2 for scores in strata):
         return None
@@ -51,7 +51,7 @@ def interquartile_interval(
         n_resamples=_RESAMPLES,
         confidence_level=confidence,
         method="percentile",
-        paired=False,  # every stratum is drawn by itself
+        paired=False,  # every stratum is resampled separately
         rng=np.random.default_rng(seed),
     )
     interval = result.confidence_interval

@@ -1,7 +1,7 @@
 """Temperature scaling and calibration figures.
 
 An over-confident classifier is nearly a step function of x: its log-probability has no useful
-gradient. One scalar, fitted on a split of its own, repairs most of that without changing any
+gradient. One scalar, fitted on a separate split, repairs most of that without changing any
 prediction (Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599).
 """
 
@@ -35,14 +35,14 @@ COLOURS = ("#D55E00", "#0072B2")
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationReport:
-    """Figures of one classifier on a split that it was neither fitted nor calibrated on.
+    """Figures of one classifier on a split used neither to fit nor to calibrate it.
 
     "Before" is at temperature 1 and "after" at the fitted temperature; accuracy and F1 are the
     same at both.
 
     Attributes:
         temperature: The fitted temperature.
-        accuracy: Share of right predictions, in [0, 1].
+        accuracy: Share of correct predictions, in [0, 1].
         macro_f1: F1 averaged over labels, in [0, 1].
         nll_before: Mean negative log-likelihood, nats per example.
         nll_after: The same, after temperature scaling.
@@ -66,19 +66,19 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     The loss is convex in b = 1 / T with slope mean(E_softmax(b z)[z] - z_label), which rises with
     b. A finite optimum therefore exists exactly when the slope is negative at b = 0 and positive
-    as b grows, and is the root between; no search bounds have to be guessed.
+    as b grows, and is the root in between; no search bounds to guess.
 
     Args:
         logits: [N, num_labels], any floating dtype; computed in float64.
         labels: int64 [N].
 
     Returns:
-        T > 0. It is 1, with a warning, when every example is classified right: the loss then falls
-        for ever as T shrinks, which is no evidence for a sharper reward.
+        T > 0. It is 1, with a warning, when every example is classified correctly: the loss then
+        keeps falling as T shrinks, which is no evidence for a sharper reward.
 
     Raises:
         NonFiniteError: If a logit is not finite.
-        ConfigError: If the logits predict the labels no better than chance, where no positive
+        ConfigError: If the logits predict the labels no better than chance: then no positive
             temperature is best.
     """
     logits = logits.detach().double()

@@ -26,15 +26,15 @@ FORMAT_VERSION = 1
 class Classifier(nn.Module):
     """Log-probabilities log p(y | x), scaled by a temperature (Guo et al. 2017, arXiv 1706.04599).
 
-    The network is frozen: it is put in evaluation mode and its weights take no gradient. The
-    gradient to x is untouched, since that is what a reward is for.
+    The network is frozen: it is in evaluation mode and its weights take no gradient. The gradient
+    to x remains, since a reward needs it.
 
     Attributes:
         network: Maps x [B, *shape] to logits [B, num_labels].
         num_labels: Number of classes.
-        label_names: What the classes are called, in their order; empty where they are numbers.
+        label_names: Names of the classes, in order; empty if they are numbers.
         temperature: Positive scalar, float32 []; it stays float32 when the classifier is cast.
-        shape: Of one example, which `log_probabilities` checks; None where it is not known.
+        shape: Of one example, checked by `log_probabilities`; None if unknown.
         metadata: JSON values about how the classifier was made, saved with it.
     """
 
@@ -56,10 +56,10 @@ class Classifier(nn.Module):
             network: Maps x [B, *shape] to logits [B, num_labels].
             num_labels: Number of classes.
             temperature: Logits are divided by it; it must be finite and above 0.
-            shape: Of one example that it was fitted on. Networks that pool take others too, and
-                are then wrong without a word.
+            shape: Of one example of the fit. Networks that pool accept other shapes too, and are
+                then silently wrong.
             metadata: JSON values about how the classifier was made.
-            label_names: What the classes are called, in their order; none where they are numbers.
+            label_names: Names of the classes, in order; none if they are numbers.
 
         Raises:
             ConfigError: If the temperature is not finite and above 0, or the names do not tell the
@@ -104,10 +104,10 @@ class Classifier(nn.Module):
             x: [B, *shape], any floating dtype.
 
         Returns:
-            float32 [B, num_labels], whatever the dtype of the network.
+            float32 [B, num_labels], for any dtype of the network.
 
         Raises:
-            ConfigError: If examples have another shape than those that it was fitted on.
+            ConfigError: If the shape differs from that of the fit's examples.
         """
         if self.shape is not None and x.shape[1:] != self.shape:
             raise ConfigError(
@@ -135,12 +135,12 @@ class Classifier(nn.Module):
             "num_labels": self.num_labels,
             "label_names": list(self.label_names),
             "shape": None if self.shape is None else list(self.shape),
-            # A float32 survives the way through a decimal float64 bit for bit.
+            # A float32 survives the round trip through a decimal float64 bit for bit.
             "temperature": self.temperature.item(),
             "metadata": self.metadata,
         }
         text = json.dumps(description, indent=2) + "\n"
-        # Not save_file, which makes the file readable by its owner alone.
+        # Not save_file: it makes the file readable by its owner only.
         (folder / WEIGHTS_FILE).write_bytes(save(self.network.state_dict()))
         (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
 
@@ -150,7 +150,7 @@ class Classifier(nn.Module):
 
         Args:
             folder: The folder given to `save`, or ``package://NAME`` for one inside the package.
-            network: A network of your own class, whose weights are replaced. Leave it out for the
+            network: A network of another class, to receive the weights. Omit it for the
                 architectures of `ctrl_rl.classifiers.networks`.
 
         Returns:
@@ -181,7 +181,7 @@ class Classifier(nn.Module):
                 network=network,
                 num_labels=description["num_labels"],
                 temperature=description["temperature"],
-                # Two that earlier releases did not write.
+                # Earlier releases did not write these two.
                 label_names=description.get("label_names", ()),
                 shape=description.get("shape"),
                 metadata=description["metadata"],

@@ -59,11 +59,11 @@ def fit_classifier(
 ) -> tuple[Classifier, CalibrationReport]:
     """Fits with AdamW and a cosine schedule, then fits the temperature.
 
-    The result depends on the arguments only, bit for bit on a CPU: neither the global random
-    state nor `network`, which is copied, is touched.
+    The result depends on the arguments only, bit for bit on a CPU. The global random state and
+    `network`, which is copied, stay untouched.
 
     Args:
-        network: Maps x [B, *shape] to logits [B, num_labels]; gives the first weights.
+        network: Maps x [B, *shape] to logits [B, num_labels]; gives the initial weights.
         dataset: The labelled examples and their splits.
         train_split: Split for the weights.
         calibration_split: Split for the temperature.
@@ -76,12 +76,12 @@ def fit_classifier(
             x. A sampler's x is seldom exactly on the data manifold, and the reward needs a
             gradient there too.
         calibration_noise: The same for calibration examples: the temperature is then right where
-            the reward is asked, at the price of being too high on clean examples.
-        mixup: alpha of mixup (Zhang et al. 2018, arXiv 1710.09412): examples and their labels are
-            blended in pairs with a share from Beta(alpha, alpha); 0 for none. Between the classes,
-            where no data lie and where a reward has to lead, logits then change evenly.
+            the reward is used, but too high on clean examples.
+        mixup: alpha of mixup (Zhang et al. 2018, arXiv 1710.09412): pairs of examples and labels
+            are blended with a share from Beta(alpha, alpha); 0 for none. Logits then change evenly
+            between the classes, where there are no data and a reward has to lead.
         label_smoothing: Share of every label that is spread over all labels in the fit, in [0, 1)
-            (Szegedy et al. 2016, sec. 7). The temperature is fitted to the labels as they are.
+            (Szegedy et al. 2016, sec. 7). The temperature is fitted to the unsmoothed labels.
         seed: Seed of the batches and the noise.
         device: Where the network is fitted, such as cuda; examples stay on the CPU.
         progress: Whether to show a progress bar.
@@ -168,13 +168,13 @@ def run_classifier_fit(
         The figures on the report split.
 
     Raises:
-        ConfigError: If `out` holds anything but a classifier; and see `fit_classifier`.
+        ConfigError: If `out` holds anything but a classifier, or as in `fit_classifier`.
     """
     out = Path(out).expanduser().absolute()
     # Checked first: a refusal after a long fit would lose the fit.
     _check_replaceable(out)
     classifier, report = fit_classifier(network=network, dataset=dataset, **settings)
-    # The program by its name: where it was installed is nobody's business.
+    # Only the program's name: where it was installed is private.
     classifier.metadata["command"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     report_split = settings["report_split"]
     x, labels = dataset.split(report_split)
@@ -225,7 +225,7 @@ def _train(
         for _ in range(epochs):
             loss_sum = 0.0
             for rows in torch.randperm(len(x), generator=generator).split(batch_size):
-                # Drawn on the CPU, so that they are the same on every device.
+                # Drawn on the CPU, to be the same on every device.
                 jitter = noise * torch.randn(x[rows].shape, generator=generator)
                 partners = rows[torch.randperm(len(rows), generator=generator)]
                 share = _mixing_shares(len(rows), mixup, generator)
@@ -249,7 +249,7 @@ def _mixing_shares(n: int, alpha: float, generator: torch.Generator) -> Tensor:
     """Draws from Beta(alpha, alpha): float32 [n]; all 1, no blending, for alpha = 0."""
     if alpha == 0:
         return torch.ones(n)
-    # torch's Beta takes no generator, NumPy's does: one seeded by a draw from ours.
+    # torch's Beta takes no generator, NumPy's does: seed it with a draw from ours.
     seed = int(torch.randint(2**31, (1,), generator=generator))
     shares = np.random.default_rng(seed).beta(alpha, alpha, n)
     return torch.as_tensor(shares, dtype=torch.float32)
@@ -264,13 +264,13 @@ def _logits(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     rows = max(1, min(EVALUATION_ROWS, EVALUATION_VALUES // x[0].numel()))
-    found = []
+    logits = []
     for batch in x.split(rows):
         images = as_float(batch)
         if noise:
             images = images + noise * torch.randn(images.shape, generator=generator)
-        found.append(classifier.logits(images.to(classifier.temperature.device)).cpu())
-    return torch.cat(found)
+        logits.append(classifier.logits(images.to(classifier.temperature.device)).cpu())
+    return torch.cat(logits)
 
 
 @torch.no_grad()
@@ -278,12 +278,12 @@ def _check_network(network: nn.Module, dataset: OfflineDataset) -> None:
     device = next(network.parameters()).device
     try:
         example = as_float(dataset.x[:1]).to(device)
-        found = f"returns {list(network.eval()(example).shape)}"
+        does = f"returns {list(network.eval()(example).shape)}"
     except (RuntimeError, ValueError) as error:
-        found = f"fails ({str(error).splitlines()[0]})"
-    if found != f"returns {[1, dataset.num_labels]}":
+        does = f"fails ({str(error).splitlines()[0]})"
+    if does != f"returns {[1, dataset.num_labels]}":
         raise ConfigError(
-            f"{type(network).__name__} {found} for one example of shape {list(dataset.shape)}, but "
+            f"{type(network).__name__} {does} for one example of shape {list(dataset.shape)}, but "
             f"must return [1, {dataset.num_labels}] logits: build it for this dataset"
         )
 

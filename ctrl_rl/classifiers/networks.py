@@ -1,9 +1,9 @@
 """Small networks that map images to logits.
 
 The reward's gradient flows through these networks, so they are smooth (no ReLU, no max pooling)
-and treat every example alone (no batch normalisation). The two architectures have different
-inductive biases on purpose: samples that exploit a flaw of the convolutional reward should not
-also fool a perceptron that judges them.
+and treat every example separately (no batch normalisation). The two architectures differ in
+inductive bias on purpose: samples that exploit a flaw of the convolutional reward should not also
+fool a perceptron that judges them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ConvolutionalClassifier(nn.Module):
     reward should be smooth, and pathwise agents learn more slowly from it.
 
     Attributes:
-        arguments: The constructor's arguments, from which the network can be built again.
+        arguments: The constructor's arguments, to rebuild the network.
     """
 
     def __init__(self, *, channels: int, num_labels: int, width: int = 16, seed: int = 0) -> None:
@@ -78,7 +78,7 @@ class PerceptronClassifier(nn.Module):
     """A multilayer perceptron on the flattened example: it knows nothing of neighbouring pixels.
 
     Attributes:
-        arguments: The constructor's arguments, from which the network can be built again.
+        arguments: The constructor's arguments, to rebuild the network.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ def _check_sizes(num_labels: int, **sizes: int) -> None:
 
 @contextmanager
 def _seeded_initialisation(seed: int) -> Iterator[None]:
-    """Layers draw their first weights from the global CPU generator: seed it, then restore it."""
+    """Layers draw their initial weights from the global CPU generator: seed it, then restore it."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

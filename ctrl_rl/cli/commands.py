@@ -1,4 +1,4 @@
-"""What the commands do; one function per command, each returns the exit code."""
+"""The commands, one function each; each returns the exit code."""
 
 import hashlib
 import math
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _MEANS = {0.0: ": the prior", 1.0: ": as trained"}  # of strengths
-_LONGEST_NAME = 60  # characters of what was asked for, in the name of a file
+_LONGEST_NAME = 60  # characters of the condition in a file's name
 
 
 def train(config: DictConfig) -> int:
@@ -41,7 +41,7 @@ def train(config: DictConfig) -> int:
 
 
 def resume(words: list[str]) -> int:
-    """Go on with `resume=runs/x`, then evaluate; a finished run is evaluated again."""
+    """Resume the run of `resume=runs/x`, then evaluate; a finished run is evaluated again."""
     options, rest = _take(words, "resume", "checkpoint")
     if rest:
         raise ConfigError(
@@ -76,14 +76,14 @@ def evaluate(words: list[str]) -> int:
 
 
 def evaluate_method(config: DictConfig) -> int:
-    """Measure what needs no training."""
+    """Measure a method that needs no training."""
     Run.check_free(build.build_run_plan(config))
     run_method(config)
     return 0
 
 
 def sample(words: list[str]) -> int:
-    """Draw samples of a run into a picture, an array and a film; every strength, same noise."""
+    """Draw samples of a run into a picture, an array and a film; all strengths share the noise."""
     accepted = ("run", "control", "n", "seed", "strength", "strengths", "out", "checkpoint")
     options, rest = _take(words, *accepted)
     named = {word.partition("=")[0]: word.partition("=")[2] for word in rest}
@@ -194,7 +194,7 @@ def dataset(config: DictConfig) -> int:
     plan, folder = build.build_generation_plan(config), Path(config.out)
     groups = ("prior", "kernel", "reward", "control_law")
     decides: dict[str, Any] = {key: OmegaConf.to_container(config[key]) for key in groups}
-    decides["prior"].pop("evaluation_prompts", None)  # which are not drawn
+    decides["prior"].pop("evaluation_prompts", None)  # they are not drawn
     check_folder(folder, plan, decides)
     backend = build.build_compile_backend(config)
     process = build.build_process(config)
@@ -229,7 +229,7 @@ def classifier(config: DictConfig) -> int:
 
 
 def benchmark(grid: "Grid") -> int:
-    """Do every cell of a grid that is not done yet, then write the report."""
+    """Run every unfinished cell of a grid, then write the report."""
     from ctrl_rl.benchmark.report import write_report
     from ctrl_rl.benchmark.run import LauncherError, run_grid
 
@@ -270,7 +270,7 @@ def _whole(name: str, text: str | None) -> int | None:
 
 
 def _strengths(options: dict[str, str]) -> list[float]:
-    """Of `strength=1.5`, or of `strengths=[0,0.5,1]`, ascending; 1 without either."""
+    """From `strength=1.5` or `strengths=[0,0.5,1]`, ascending; 1 without either."""
     if "strengths" not in options:
         return [_number("strength", options.get("strength", "1.0"))]
     if "strength" in options:

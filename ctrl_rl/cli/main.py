@@ -1,6 +1,6 @@
 """The command line: `ctrl-rl COMMAND [key=value ...]`.
 
-Nothing heavy is imported before a command needs it, so that help and typing errors answer at once.
+Nothing heavy is imported before a command needs it: help and typos get an answer at once.
 """
 
 import argparse
@@ -65,7 +65,7 @@ The same command again goes on where it was interrupted.""",
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 2 for a refused setting, 130 after Ctrl-C."""
     if "" not in sys.path:
-        sys.path.append("")  # plug-ins beside the user, as with `python -m`
+        sys.path.append("")  # plug-ins in the working directory, as with `python -m`
     try:
         return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except (CtrlError, OSError) as error:
@@ -103,7 +103,7 @@ def _dispatch(given: list[str]) -> int:
 
         return commands.evaluate(words)
     if command in _main_configs():
-        config = compose(command, words, extra)  # before torch, so that errors come at once
+        config = compose(command, words, extra)  # before torch: errors come at once
         asked = build_grid(config, extra) if command == "benchmark" else config
         from ctrl_rl.cli import commands
 
@@ -118,7 +118,7 @@ def _main_configs() -> list[str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors as one line."""
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         raise CtrlError(f"{message}; see {self.prog} --help")
@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _describe(known: Mapping[str, str], name: str) -> str:
-    if name == "benchmark":  # has settings of its own instead of groups
+    if name == "benchmark":  # has plain settings instead of groups
         text = (config_folder() / f"{name}.yaml").read_text().partition("\n\n")[2]
         settings = [f"  {line}" for line in text.splitlines()]
         return "\n".join(["settings, as key=value, and what they are by default:", *settings])
@@ -170,7 +170,7 @@ def _describe(known: Mapping[str, str], name: str) -> str:
 
 
 def _choices(group: str) -> list[str]:
-    """`group=one|other`, broken where a line would be too long."""
+    """`group=one|other`, wrapped into lines."""
     lines: list[str] = []
     for name in files(group):
         if lines and len(lines[-1]) + len(name) < 78:

@@ -1,7 +1,7 @@
-"""What one control of a task can be asked for: one of some labels, or a number of an interval.
+"""Kinds of controls: one of several labels, or a number in an interval.
 
-Every control has a null value, which asks for nothing and is called "any": the place behind the
-last label, or NaN.
+Every control has a null value, which asks for nothing and is called "any": the index after the last
+label, or NaN.
 """
 
 from ctrl_rl.controls.categorical import Categorical as Categorical

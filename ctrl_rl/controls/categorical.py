@@ -1,4 +1,4 @@
-"""One of some labels, and what labels are called."""
+"""Controls with labels, and checks of label names."""
 
 import random
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ _MOST_SHOWN = 12  # names in a list
 
 @dataclass(frozen=True)
 class Categorical(Control):
-    """One of some labels; tensors hold their places, int64.
+    """One of several labels; tensors hold their indices, int64.
 
     Args:
-        names: of the labels, in their order.
+        names: of the labels, in order.
 
     Raises:
-        ConfigError: none, or names that do not tell the labels apart.
+        ConfigError: no names, or names that do not tell the labels apart.
     """
 
     names: tuple[str, ...]
     dtype = torch.int64
 
     def __post_init__(self) -> None:
-        """Refuse names that are no names."""
+        """Refuse missing or ambiguous names."""
         object.__setattr__(self, "names", tuple(self.names))
         check_label_names("names of a control's labels", self.names, max(len(self.names), 1))
         if not self.names:
@@ -38,26 +38,26 @@ class Categorical(Control):
 
     @classmethod
     def of(cls, num_labels: int, names: Sequence[str] = ()) -> "Categorical":
-        """So many labels, called "0", "1" and so on where they have no names."""
+        """`num_labels` labels, called "0", "1" and so on unless named."""
         check_label_names("names of a control's labels", names, num_labels)
         return cls(tuple(names) or tuple(map(str, range(num_labels))))
 
     @property
     def size(self) -> int:  # type: ignore[override]
-        """How many labels."""
+        """Number of labels."""
         return len(self.names)
 
     @property
     def null(self) -> int:
-        """The place behind the last label."""
+        """The index after the last label."""
         return len(self.names)
 
     def is_null(self, values: Tensor) -> Tensor:
-        """Where places are behind the last label."""
+        """Where indices are after the last label."""
         return values == self.null
 
     def read(self, name: str, given: Any, device: torch.device, hint: str = "") -> Tensor:
-        """Places [*N] int64 of labels that are given by name, place, or place as text."""
+        """Indices [*N] int64 of labels given by name, index, or index as text."""
         label = torch.as_tensor(self._places(given, name, hint), device=device)
         if label.is_floating_point() or ((label < 0) | (label > self.size)).any():
             known = "" if _are_numbers(self.names) else f" ({_listed(self.names)})"
@@ -68,7 +68,7 @@ class Categorical(Control):
         return label.long()
 
     def _places(self, given: Any, name: str, hint: str) -> Any:
-        """The same with places for names, in lists too; anything else as it is."""
+        """The same with indices for names, also in lists; anything else unchanged."""
         if isinstance(given, str):
             return self._place(given, name, hint)
         if isinstance(given, np.ndarray):
@@ -89,7 +89,7 @@ class Categorical(Control):
             raise ConfigError(f"unknown label '{text}' of control {name}; {nearest}") from None
 
     def random_value(self, generator: random.Random) -> int:
-        """Any place."""
+        """A random index."""
         return generator.randrange(self.size)
 
     def shown(self, value: float) -> str:
@@ -99,7 +99,7 @@ class Categorical(Control):
         return str(int(value)) if ANY in self.names else ANY
 
     def title(self, name: str, value: float) -> str:
-        """The control and its label; the control alone where labels are no and yes."""
+        """The control and its label; "hat" or "no hat" for labels no and yes."""
         words = name.replace("_", " ")
         if self.names == ("no", "yes"):
             return ("no " if value == 0 else "") + words
@@ -115,20 +115,20 @@ class Categorical(Control):
 
 
 def distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, or none at all where two labels are called the same."""
+    """The names, or none if two labels share one."""
     return tuple(names) if len(set(names)) == len(names) else ()
 
 
 def check_label_names(where: str, names: Sequence[str], num_labels: int) -> None:
-    """Refuse names that do not tell the labels apart; none at all is fine.
+    """Refuse names that do not tell the labels apart; no names at all is fine.
 
     Args:
         where: what has the names, for the message.
-        names: of the labels, in their order.
-        num_labels: how many labels there are.
+        names: of the labels, in order.
+        num_labels: number of labels.
 
     Raises:
-        ConfigError: their number is wrong, two are the same, or one is no text.
+        ConfigError: their number is wrong, two are the same, or one is not text.
     """
     are_texts = not isinstance(names, str) and all(isinstance(name, str) for name in names)
     if names and not (are_texts and len(names) == num_labels == len(set(names))):
@@ -139,15 +139,14 @@ def check_label_names(where: str, names: Sequence[str], num_labels: int) -> None
 
 
 def check_same_labels(where: str, judged: Sequence[str] | int | None, asked: Control) -> None:
-    """Refuse a judge that numbers the labels in another way than they are asked for.
+    """Refuse a judge whose labels are numbered differently from the control's.
 
-    Labels that are called otherwise are fine: a model's "a photo of a hat" may be what is asked for
-    as "yes".
+    Other names are fine: a model's "a photo of a hat" may be the control's "yes".
 
     Args:
-        where: what brings the judge, for the message.
-        judged: names of its labels in their order, or their number where they have no names; None
-            where neither is known.
+        where: what has the judge, for the message.
+        judged: names of its labels in order, or their number if they have no names; None if
+            neither is known.
         asked: the control.
 
     Raises:

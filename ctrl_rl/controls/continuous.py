@@ -1,4 +1,4 @@
-"""A number of an interval."""
+"""Controls that are numbers."""
 
 import math
 import random
@@ -16,14 +16,14 @@ from ctrl_rl.errors import ConfigError
 
 @dataclass(frozen=True)
 class Continuous(Control):
-    """A number of an interval; tensors hold it as float32, and NaN asks for nothing.
+    """A number in an interval; tensors hold it as float32, and NaN asks for nothing.
 
     Args:
         low: smallest value.
         high: largest value.
 
     Raises:
-        ConfigError: no interval.
+        ConfigError: low and high form no interval.
     """
 
     low: float
@@ -31,7 +31,7 @@ class Continuous(Control):
     dtype, size = torch.float32, math.inf
 
     def __post_init__(self) -> None:
-        """Refuse what is no interval."""
+        """Refuse bounds that form no interval."""
         if not -math.inf < self.low < self.high < math.inf:
             raise ConfigError(
                 f"a control from low={self.low} to high={self.high} has no values; give two "
@@ -48,12 +48,12 @@ class Continuous(Control):
         return values.isnan()
 
     def read(self, name: str, given: Any, device: torch.device, hint: str = "") -> Tensor:
-        """Numbers [*N] float32 of what is given as numbers or as text."""
+        """Numbers [*N] float32 from numbers or text."""
         if isinstance(given, np.ndarray | Tensor):
             values = torch.as_tensor(given, device=device).float()
         else:
             values = torch.as_tensor(self._numbers(given, name), device=device).float()
-        # In float32, as 0.7 there is above the 0.7 of Python.
+        # In float32: the ends are rounded as the values are, 0.7 to a little less.
         low, high = (torch.tensor(end, dtype=torch.float32, device=device) for end in self._ends())
         if ((values < low) | (values > high)).any():
             raise ConfigError(
@@ -77,7 +77,7 @@ class Continuous(Control):
             ) from None
 
     def random_value(self, generator: random.Random) -> float:
-        """Any number of the interval, as float32 has it."""
+        """A random number in the interval, rounded to float32."""
         return float(np.float32(generator.uniform(self.low, self.high)))
 
     def shown(self, value: float) -> str:

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Value = int | float | str  # a label's place or name, or a number
+Value = int | float | str  # a label's index or name, or a number
 Values = Value | Sequence[Value] | Tensor  # one for all episodes, or one for each
 
 ANY = "any"  # the null value's name, unless a label has it
 
 
 class Control(ABC):
-    """What can be asked of one part of a condition.
+    """One part of a condition: the values that it can take.
 
     Attributes:
         dtype: of its values in tensors.
-        size: how many values there are beside the null value; infinity for numbers.
+        size: number of values besides the null value; infinity for numbers.
     """
 
     dtype: torch.dtype
@@ -36,13 +36,13 @@ class Control(ABC):
 
     @abstractmethod
     def read(self, name: str, given: Any, device: torch.device, hint: str = "") -> Tensor:
-        """One value or many, as people write them, as a tensor of `dtype`.
+        """Turn one value or many, as people write them, into a tensor of `dtype`.
 
         Args:
             name: of the control, for messages.
             given: a value, or a sequence of values.
             device: of the result.
-            hint: added where a name is unknown.
+            hint: added to the message if a name is unknown.
 
         Raises:
             ConfigError: a value that does not exist.
@@ -50,11 +50,11 @@ class Control(ABC):
 
     @abstractmethod
     def random_value(self, generator: random.Random) -> int | float:
-        """One value, all equally probable."""
+        """A uniformly random value."""
 
     @abstractmethod
     def shown(self, value: float) -> str:
-        """What a value is called."""
+        """The name of a value."""
 
     @abstractmethod
     def title(self, name: str, value: float) -> str:
@@ -66,4 +66,4 @@ class Control(ABC):
 
     @abstractmethod
     def as_json(self) -> list[str] | dict[str, float]:
-        """What `as_control` makes the same of."""
+        """What `as_control` turns back into this control."""

@@ -10,11 +10,11 @@ from ctrl_rl.errors import ConfigError
 
 
 def as_control(given: Any, where: str) -> Control:
-    """A control from what configs and rewards say of it.
+    """A control from its description in a config or reward.
 
     Args:
         given: a control; a number of labels; names of labels; or {"low": …, "high": …}.
-        where: what says so, for the message.
+        where: source of the description, for the message.
 
     Raises:
         ConfigError: none of these.

@@ -1,4 +1,4 @@
-"""Offline pairs (x, y): what they are, and where they come from."""
+"""Offline pairs (x, y): datasets and their sources."""
 
 from ctrl_rl.data.faces import faces_dataset as faces_dataset
 from ctrl_rl.data.offline import DEFAULT_FRACTIONS as DEFAULT_FRACTIONS

@@ -1,4 +1,4 @@
-"""Pixel faces with exact labels, which come with the package: assets/faces/data."""
+"""Pixel faces with exact labels, shipped with the package: assets/faces/data."""
 
 import csv
 import json
@@ -17,17 +17,17 @@ _SIDE = 16  # pixels
 def faces_dataset(*, control: str) -> OfflineDataset:
     """20,480 faces of 16x16 RGB pixels, drawn by DiceBear's "Pixel Art" (CC0 1.0).
 
-    Every network has images of its own: the splits are `prior`, `glasses`, `hat`,
+    Every network has its own images: the splits are `prior`, `glasses`, `hat`,
     `glasses_heldout`, `hat_heldout`, `calibration` and `evaluation`, and all faces differ.
 
     Args:
-        control: what the labels say: "glasses", "hat", "hair", "background" or "clothes".
+        control: what the labels describe: "glasses", "hat", "hair", "background" or "clothes".
 
     Returns:
         A dataset with x uint8 [20480, 3, 16, 16] and named labels.
 
     Raises:
-        ConfigError: there is no such control.
+        ConfigError: no such control.
     """
     from PIL import Image
 

@@ -27,7 +27,7 @@ DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType(
 
 
 def as_float(x: Tensor) -> Tensor:
-    """Examples as networks take them: float32 in [-1, 1], pixels / 127.5 - 1."""
+    """Examples as networks expect them: float32 in [-1, 1], pixels / 127.5 - 1."""
     return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x
 
 
@@ -36,12 +36,12 @@ class OfflineDataset:
     """Labelled examples with named, disjoint splits, on the CPU.
 
     Attributes:
-        x: Examples [N, *shape]: float32 with every value in [-1, 1], or uint8 pixels, a quarter of
-            the memory, which `as_float` turns into such values.
+        x: Examples [N, *shape]: float32 with every value in [-1, 1], or uint8 pixels (a quarter of
+            the memory), which `as_float` converts.
         labels: Class indices, int64 [N], each in [0, num_labels).
         num_labels: Number of classes.
         splits: For each split its row numbers, int64 [n], n >= 1. No row is in two splits.
-        label_names: What the classes are called, in their order; empty where they are numbers.
+        label_names: Names of the classes, in order; empty if they are numbers.
 
     Raises:
         ConfigError: If any of the above does not hold.
@@ -84,7 +84,7 @@ class OfflineDataset:
             name: One of the keys of `splits`.
 
         Returns:
-            x [n, *shape], as it is kept (see `as_float`), and labels int64 [n].
+            x [n, *shape], as stored (see `as_float`), and labels int64 [n].
 
         Raises:
             ConfigError: If there is no such split.
@@ -151,14 +151,14 @@ def stratified_dataset(
     seed: int,
     label_names: Sequence[str] = (),
 ) -> OfflineDataset:
-    """Gives every row to one split, each split with the label frequencies of the whole.
+    """Assigns every row to one split; each split keeps the label frequencies of the whole.
 
     Args:
         x: Examples, as `OfflineDataset` has them.
         labels: Class indices, int64 [N].
         fractions: Share of each split; the shares add up to 1.
         seed: Seed of the splits.
-        label_names: What the classes are called, in their order; none where they are numbers.
+        label_names: Names of the classes, in order; none if they are numbers.
 
     Raises:
         ConfigError: If the fractions cannot be met, or the names do not tell the classes apart.

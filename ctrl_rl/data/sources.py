@@ -13,20 +13,20 @@ import torch
 from ctrl_rl.data.offline import DEFAULT_FRACTIONS, OfflineDataset, stratified_dataset
 from ctrl_rl.errors import ConfigError, did_you_mean
 
-_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # Pillow's: how an image is kept, and read
+_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # Pillow's: as stored, as read
 
 
 def digits_dataset(
     *, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
 ) -> OfflineDataset:
-    """The 1797 handwritten digits of scikit-learn, as 8x8 images (it needs no download).
+    """The 1797 handwritten digits of scikit-learn, as 8x8 images (no download).
 
     Args:
         fractions: Share of each split; the shares add up to 1.
         seed: Seed of the stratified splits.
 
     Returns:
-        A dataset with x float32 [1797, 1, 8, 8] and 10 labels, which are called "0" to "9".
+        A dataset with x float32 [1797, 1, 8, 8] and 10 labels, called "0" to "9".
 
     Raises:
         ConfigError: If the fractions cannot be met.
@@ -53,7 +53,7 @@ def array_dataset(
     Args:
         path: The file. `x` is floating point [N, *shape] in [-1, 1]; `y` is integer [N], and its
             values are 0 to K - 1, each used at least once.
-        label_names: What the K labels are called, in their order; none where they are numbers.
+        label_names: Names of the K labels, in order; none if they are numbers.
         fractions: Share of each split; the shares add up to 1.
         seed: Seed of the stratified splits.
 
@@ -98,20 +98,20 @@ def image_dataset(
 ) -> OfflineDataset:
     """A folder of images with `metadata.csv`, as `ctrl-rl dataset` and others write it.
 
-    It is the image folder of Hugging Face `datasets`.
+    This is the image folder format of Hugging Face `datasets`.
 
     Args:
         path: The folder. metadata.csv has a column `file_name`, relative to the folder, and one of
             whole labels, 0 to K - 1, each used at least once. Images are grey or RGB, 8 bits.
         label: The name of that column.
-        num_labels: K, to be sure that no class is missing; None for one more than the largest.
-        label_names: What the K labels are called, in their order; none where they are numbers.
-        size: Height and width that images are resized to; None where all have one size.
+        num_labels: K, to check that no class is missing; None for one more than the largest label.
+        label_names: Names of the K labels, in order; none if they are numbers.
+        size: Height and width to resize images to; None if all have one size.
         fractions: Share of each split; the shares add up to 1.
         seed: Seed of the stratified splits.
 
     Returns:
-        A dataset with x uint8 [N, 1 or 3, H, W] and K labels; grey where all images are.
+        A dataset with x uint8 [N, 1 or 3, H, W] and K labels; grey if all images are.
 
     Raises:
         ConfigError: If the folder, a column or an image is missing, sizes differ, or the fractions
@@ -161,7 +161,7 @@ def image_dataset(
 def _read_metadata(file: Path, label: str) -> list[dict[str, str]]:
     if not file.is_file():
         raise ConfigError(f"no {file}: give a folder of images with metadata.csv")
-    with file.open(newline="", encoding="utf-8-sig") as text:  # Excel writes a mark in front
+    with file.open(newline="", encoding="utf-8-sig") as text:  # Excel writes a byte order mark
         table = csv.DictReader(text)
         columns, rows = list(table.fieldnames or ()), list(table)
     for name in ("file_name", label):
@@ -185,7 +185,7 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise ConfigError(f"no file at {path.absolute()}: give the path of an .npz file")
     try:
-        # A pickle runs code when it is read, so a file from elsewhere must not hold one.
+        # A pickle runs code when read, so a file from elsewhere must not hold one.
         archive = np.load(path, allow_pickle=False)
         names = getattr(archive, "files", ["one array without a name"])
         if not {"x", "y"} <= set(names):

@@ -17,9 +17,9 @@ def average_gap_reports(
 ) -> GapReport:
     """Average reports over conditions whose policy rollouts are independent of each other.
 
-    Arms of what comes from policy rollouts combine in quadrature. Prior samples (and the accepted
-    ones among them) may be shared between conditions, so arms of what comes from them are averaged
-    as if perfectly correlated, which is conservative. Certified bounds are averaged.
+    Interval arms of figures from policy rollouts combine in quadrature. Conditions may share prior
+    samples (and the accepted ones among them), so arms of figures from those are averaged as if
+    perfectly correlated, which is conservative. Certified bounds are averaged.
 
     Args:
         reports: one per condition, all made with the same confidence.
@@ -63,8 +63,8 @@ def average_gap_reports(
         for sentence in report.contradictions
     ]
     if count > 1:
-        found = contradictions_of(log_z_prior, log_z_policy, gap, certified, evidence_gap)
-        contradictions += [f"average: {sentence}" for sentence in found]
+        sentences = contradictions_of(log_z_prior, log_z_policy, gap, certified, evidence_gap)
+        contradictions += [f"average: {sentence}" for sentence in sentences]
     return GapReport(
         soft_return=value,
         log_z=_average([report.log_z for report in reports], independent=False),

@@ -157,7 +157,7 @@ def mean_lower_bound(
 ) -> float:
     """Return a finite-sample lower confidence bound: `mean_upper_bound` of the mirrored values.
 
-    Arguments, errors and the role of the order are those of `mean_upper_bound`.
+    Arguments, errors and the role of the order are as in `mean_upper_bound`.
     """
     # Mirrored at zero: unlike `lower + upper - values`, a negation does not round out of range.
     return -mean_upper_bound(-values, confidence=confidence, lower=-upper, upper=-lower)
@@ -240,10 +240,9 @@ def log_mean_exp_minus_mean(
         A = -g / 6 + (E[u f]^2 / s^3 - E[u^2] / s) / 2,    B = -g / 3 + E[u f]^2 / (2 s^3)
 
     (expansion of a studentised smooth function of means, Hall 1992, "The Bootstrap and Edgeworth
-    Expansion", section 2.6; the quadratic term of log mean(e^l) is what carries the bias). The
-    moments are plug-in ones, and since a sample skewness of heavy-tailed weights is too small
-    rather than too large, the correction may widen either arm of the Student-t interval but never
-    shortens one.
+    Expansion", section 2.6; the quadratic term of log mean(e^l) carries the bias). The moments are
+    plug-in ones. A sample skewness of heavy-tailed weights is too small rather than too large, so
+    the correction may widen either arm of the Student-t interval but never shortens one.
 
     Args:
         log_weights: l, shape [N], finite.
@@ -273,7 +272,7 @@ def log_mean_exp_minus_mean(
     arm = quantile * standard_error
     correction = 0.0
     if variance > 0:
-        # s (A + B z^2) / N, written so that nothing is divided by a tiny s alone.
+        # s (A + B z^2) / N, written to divide nothing by a tiny s alone.
         skew = float(influence.pow(3).mean()) / variance
         linked = float((centred * influence).mean()) ** 2 / variance
         constant = -skew / 6 + (linked - float(centred.square().mean())) / 2

@@ -1,4 +1,4 @@
-"""The pretrained model and what is measured, side by side under every condition."""
+"""The pretrained model and a sampler, side by side under every condition."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,15 +16,15 @@ def compare(
     """Draw the pretrained model and a sampler under every condition, policies from the same noise.
 
     Args:
-        sampler: what is compared with the pretrained model.
-        conditions: labels by name; those that share a prompt stand together.
+        sampler: to compare with the pretrained model.
+        conditions: values by name; those that share a prompt are adjacent.
         n: episodes per condition.
         seed: of the noise, which all conditions share.
 
     Returns:
-        One comparison per prompt; one in all where the prior has none.
+        One comparison per prompt; one in all if the prior has none.
     """
-    process, found = sampler.process, list[tuple[Strip, list[Strip]]]()
+    process, drawn = sampler.process, list[tuple[Strip, list[Strip]]]()
     prompt = None
     for index, condition in enumerate(conditions):
         if index == 0 or condition.get(keys.PROMPT) != prompt:
@@ -32,8 +32,8 @@ def compare(
             title = BEFORE
             if prompt is not None:
                 title = f"before: {process.conditions.title({keys.PROMPT: prompt})}"
-            prior = PriorPolicy(process.kernel)  # which sees nothing of the condition but a prompt
-            found.append((draw_strip(process, prior, condition, title=title, n=n, seed=seed), []))
+            prior = PriorPolicy(process.kernel)  # sees only the condition's prompt
+            drawn.append((draw_strip(process, prior, condition, title=title, n=n, seed=seed), []))
         named = process.conditions.title(condition)
-        found[-1][1].append(sampler.strip(condition, title=named, n=n, seed=seed))
-    return [Comparison(before, tuple(after)) for before, after in found]
+        drawn[-1][1].append(sampler.strip(condition, title=named, n=n, seed=seed))
+    return [Comparison(before, tuple(after)) for before, after in drawn]

@@ -41,9 +41,9 @@ def log_mean_exp(log_weights: Tensor, *, confidence: float = 0.95) -> Estimate:
     """Estimate log E[e^l] from i.i.d. log weights l.
 
     The value is the plain log-mean-exp, which Jensen biases low by var / (2 N mean^2) of the
-    weights. The value is left so; the interval accounts for the bias and for the skewness of the
+    weights. It is not corrected; the interval accounts for the bias and for the skewness of the
     weights to second order, see `log_mean_exp_minus_mean`. Weights whose tail was not sampled at
-    all make any such interval too low: look at `effective_sample_size` too.
+    all make any such interval too low: check `effective_sample_size` too.
 
     Args:
         log_weights: shape [N], N >= 2, nats.

@@ -1,6 +1,6 @@
 """Evaluating a policy: prior, policy and exact conditional side by side, with the gap in nats.
 
-For every condition y (a label of each control):
+For every condition y (a value of each control):
 
 - prior trajectories give log Z (estimator A), the prior's row, and, where the reward has an upper
   bound b, exact draws of the soft-optimal path law: those accepted with probability e^(r - b);
@@ -8,7 +8,7 @@ For every condition y (a label of each control):
 - the policy's densities on the accepted trajectories give the evidence upper bound (EUBO).
 
 The prior does not see y, so one set of its trajectories serves all conditions with the same prompt,
-and all conditions where it has no prompts.
+and all conditions if it has no prompts.
 """
 
 import math
@@ -49,7 +49,7 @@ class EvaluationPlan:
     seed: int = 12345
 
     def conditions_of(self, process: DenoisingProcess) -> list[Condition]:
-        """What is measured of a process where nobody says: everything, or a draw by the seed."""
+        """The conditions to measure by default: all, or a random draw by the seed."""
         return process.conditions.some(self.most_conditions, self.seed)
 
     def __post_init__(self) -> None:
@@ -67,12 +67,12 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """Results of an evaluation.
 
     Attributes:
         summary: figures for `summary.json`: the policy's at the top, `prior`, `exact`, `per_label`.
         samples: for "prior", "policy" and "exact": clean samples [N, *D] of every condition, on the
-            CPU; exact is missing where rejection was not possible.
+            CPU; exact is missing if rejection was not possible.
         conditions: names of the conditions, such as "digit=3".
         asked: the conditions themselves.
     """
@@ -101,22 +101,22 @@ def evaluate(
     conditions: Sequence[Mapping[str, Value]] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Measure whatever draws samples on every condition.
+    """Measure a sampler on every condition.
 
     Args:
-        sampler: what is measured, in its process.
+        sampler: to measure, in its process.
         plan: numbers of samples, confidence, seed.
         heldout: classifiers by control that training never saw.
-        conditions: what is asked for, such as `[{"hat": "yes"}]`; a control that is left out is at
-            its null label. None for every combination of labels, or `plan.most_conditions` of them
-            drawn by the plan's seed where there are more; the summary then says so.
+        conditions: such as `[{"hat": "yes"}]`; an omitted control takes its null value. None for
+            every combination of labels or, if there are more, `plan.most_conditions` of them drawn
+            by the plan's seed; the summary then says so.
         report: called with (conditions done, conditions in all), for a progress bar.
 
     Returns:
         Figures, samples and names of conditions. All rewards and gaps are in nats.
 
     Raises:
-        ConfigError: a condition with a control or a label that does not exist.
+        ConfigError: a condition with an unknown control or value.
     """
     process = sampler.process
     with torch.no_grad():
@@ -134,7 +134,7 @@ def evaluate(
         bound = process.reward_upper_bound if plan.exact_samples else None
         prompt: float | None = None
         for index, condition in enumerate(conditions):
-            if index == 0 or condition.get(keys.PROMPT) != prompt:  # they come prompt by prompt
+            if index == 0 or condition.get(keys.PROMPT) != prompt:  # ordered by prompt
                 prompt = condition.get(keys.PROMPT)
                 prior, prior_sample = draw_prior(
                     process,
@@ -144,7 +144,7 @@ def evaluate(
                     prompt=prompt,
                 )
             reward = _reward(process, prior_sample, condition)
-            found: dict[str, tuple[Tensor, Tensor]] = {"prior": (prior_sample, reward)}
+            measured: dict[str, tuple[Tensor, Tensor]] = {"prior": (prior_sample, reward)}
             accepted_log_weights = None
             if bound is not None:
                 mask = rejection_mask(reward, upper_bound=bound, generator=generator)
@@ -152,7 +152,7 @@ def evaluate(
                 log_ratio = sampler.log_ratio_on(prior[accepted], condition, plan.batch_size)
                 if log_ratio is not None:
                     accepted_log_weights = reward[accepted] - log_ratio
-                found["exact"] = (prior_sample[accepted], reward[accepted])
+                measured["exact"] = (prior_sample[accepted], reward[accepted])
             drawn = sampler.draw(
                 condition,
                 n=plan.policy_samples,
@@ -162,7 +162,7 @@ def evaluate(
             if not torch.isfinite(drawn.reward).all():
                 named = process.conditions.name(condition)
                 raise NonFiniteError(f"the policy's reward is not finite for {named}")
-            found["policy"] = (drawn.sample, drawn.reward)
+            measured["policy"] = (drawn.sample, drawn.reward)
             gaps.append(
                 drawn.gap(
                     prior_reward=reward,
@@ -173,7 +173,7 @@ def evaluate(
                 )
             )
             kl.append(drawn.kl)
-            for name, (sample, values) in found.items():
+            for name, (sample, values) in measured.items():
                 rows[name].append(judge(sample, condition))
                 rewards[name].append(float(values.mean()) if len(values) else math.nan)
                 samples[name].append(sample.cpu())

@@ -15,26 +15,25 @@ from ctrl_rl.pixels import to_pixels
 
 NO_FILM = "no film: the latents of this prior are no images of the samples' shape"
 MOST_BYTES = 2_000_000
-_MOST_PIXELS = 4 * MOST_BYTES  # noise takes more than a quarter of a byte
-_MOST_STEPS = 60  # latents in a film; of longer chains they are evenly spread
+_MOST_PIXELS = 4 * MOST_BYTES  # a pixel of noise takes more than a quarter of a byte
+_MOST_STEPS = 60  # latents in a film, spread evenly over longer chains
 _MOST_ROWS = 4  # conditions
 _STEPS_MS, _END_MS = (60, 4000, 300), 1500  # a step: at least, all together, at most; the end
 _TEXT_GREYS = 16
-# Columns, colours and pixels that a tile is wide at most, until the film is small enough.
+# Columns, colours and largest tile width in pixels, tried until the film is small enough.
 _TRIES = [(8, 240, MOST), (8, 64, MOST), (6, 64, LEAST), (4, 64, LEAST), (4, 32, 32), (2, 16, 32)]
 
 
 def strips_of(compared: Sequence[Comparison]) -> list[Strip]:
-    """What a film of an evaluation shows: the first comparison, four conditions at most."""
+    """The strips in an evaluation's film: the first comparison, at most four conditions."""
     return [compared[0].before, *compared[0].after[:_MOST_ROWS]]
 
 
 def draw_film(path: Path, strips: Sequence[Strip]) -> bool:
     """Draw a film of strips from the same noise, the pretrained model's first.
 
-    It has one frame for every latent x_0, ..., x_K, clamped to [-1, 1], and one for the clean
-    samples, which stays; of more than 60 steps some are left out. Where it would have more than 2
-    MB, it has fewer columns and colours.
+    It has one frame for every latent x_0, ..., x_K, clamped to [-1, 1], and a long last one for the
+    clean samples. Beyond 60 steps some are left out. Above 2 MB it has fewer columns and colours.
 
     Args:
         path: GIF to write.
@@ -55,7 +54,7 @@ def draw_film(path: Path, strips: Sequence[Strip]) -> bool:
 
 
 def _film(strips: Sequence[Strip], columns: int, colours: int, most: int) -> bytes | None:
-    """The file; None where it is no use to make it, as it would be far too large."""
+    """The file, or None if it would be far too large."""
     last = strips[0].latents.shape[1] - 1
     columns = min(columns, len(strips[0].samples))
     chosen = np.unique(np.linspace(0, last, min(last, _MOST_STEPS) + 1).round().astype(int))
@@ -100,22 +99,21 @@ def _in_colours(frame: Image.Image, palette: np.ndarray) -> Image.Image:
 
 
 def _palette(parts: Sequence[Sequence[Tensor]], colours: int) -> np.ndarray:
-    """One palette for all frames, so that they do not flicker: as many colours of each part.
+    """One palette [n, 3] uint8 for all frames, against flicker: equally many colours per part.
 
-    [n, 3] uint8. There are some greys in it, of the text; images of one channel have no other
-    colours.
+    It has some greys for the text; images of one channel have no other colours.
     """
-    found = [_greys(_TEXT_GREYS)]
+    palettes = [_greys(_TEXT_GREYS)]
     for sets in parts:
         if sets[0].shape[1] < 3:
-            found.append(_greys(colours // len(parts)))
+            palettes.append(_greys(colours // len(parts)))
             continue
-        seen = max(1, sets[0].shape[-1] // LEAST)  # a pixel in so many, each way
+        seen = max(1, sets[0].shape[-1] // LEAST)  # one pixel in this many, each way
         pixels = [to_pixels(images[:, :3, ::seen, ::seen]).reshape(-1, 3) for images in sets]
         image = Image.fromarray(torch.cat(pixels)[None].cpu().numpy())
         chosen = image.quantize(colours // len(parts)).getpalette() or []
-        found.append(np.array(chosen, np.uint8).reshape(-1, 3)[: colours // len(parts)])
-    return np.concatenate(found)
+        palettes.append(np.array(chosen, np.uint8).reshape(-1, 3)[: colours // len(parts)])
+    return np.concatenate(palettes)
 
 
 def _greys(count: int) -> np.ndarray:

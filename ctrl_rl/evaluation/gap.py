@@ -105,7 +105,7 @@ def gap_report(
         accepted_log_weights: r - log_ratio of accepted prior rollouts, shape [A], or None.
         reward_upper_bound: a bound that no reward can exceed (0 for log-probabilities), or None.
         confidence: level of all intervals and of the certified bound.
-        simultaneous: number L of conditions over which the certified bounds are to hold jointly
+        simultaneous: number L of conditions over which the certified bounds must hold jointly
             (Bonferroni). The intervals of the estimates are not affected.
 
     Raises:
@@ -145,10 +145,10 @@ def gap_report(
             evidence_bound = eubo(accepted, confidence=confidence)
             evidence_gap = difference(evidence_bound, value)
 
-    found = contradictions(log_z_prior, log_z_policy, gap, certified, evidence_gap)
+    sentences = contradictions(log_z_prior, log_z_policy, gap, certified, evidence_gap)
     control = mean_estimate(log_ratio - kl, confidence=_CONTROL_CONFIDENCE)
     if control.low > _ROUNDING or control.high < -_ROUNDING:
-        found.append(
+        sentences.append(
             f"log-ratio minus closed-form KL has mean {control} over the policy's rollouts, but "
             "its expectation is zero: one of the two is wrong"
         )
@@ -163,7 +163,7 @@ def gap_report(
         eubo=evidence_bound,
         eubo_gap=evidence_gap,
         effective_sample_size=effective_sample_size(log_weights),
-        contradictions=tuple(found),
+        contradictions=tuple(sentences),
         simultaneous=simultaneous,
     )
 
@@ -176,17 +176,17 @@ def law_gap_report(
     confidence: float = 0.95,
     simultaneous: int = 1,
 ) -> GapReport:
-    """The gap of one condition of a law that says what its soft return is.
+    """The gap of one condition of a law that states its soft return.
 
-    log Z comes from the prior samples, which the law has not drawn, so that the arms combine in
-    quadrature. Such a law has no densities on given paths, and with them no EUBO.
+    log Z comes from prior samples that the law did not draw, so the arms combine in quadrature.
+    Such a law has no densities on given paths, hence no EUBO.
 
     Args:
         soft_return: J by confidence, nats.
         prior_reward: rewards of independent prior samples in the order drawn, shape [M], M >= 2.
         reward_upper_bound: a bound that no reward can exceed, or None.
         confidence: level of all intervals and of the certified bound.
-        simultaneous: number of conditions over which the certified bounds are to hold jointly.
+        simultaneous: number of conditions over which the certified bounds must hold jointly.
 
     Raises:
         ValueError: If an input is not finite, too small or out of range.
@@ -216,7 +216,7 @@ def law_gap_report(
 
 
 def _highest_log_z(prior_reward: Tensor, reward_upper_bound: float, level: float) -> float:
-    """An upper bound of log Z that half of the error probability of `level` is spent on."""
+    """An upper bound of log Z that spends half of the error probability of `level`."""
     check_reward_bound(prior_reward, "prior_reward", reward_upper_bound)
     scaled = (prior_reward - reward_upper_bound).exp().clamp(max=1.0)
     return reward_upper_bound + math.log(mean_upper_bound(scaled, confidence=(1 + level) / 2))
@@ -242,21 +242,21 @@ def contradictions(
     eubo_gap: Estimate | None,
 ) -> list[str]:
     """Return one sentence for each pair of figures that cannot both be right."""
-    found = []
+    sentences = []
     if log_z_policy.high < log_z_prior.low - _ROUNDING:
-        found.append(
+        sentences.append(
             f"log Z from the policy's weights {log_z_policy} lies below log Z from prior samples "
             f"{log_z_prior}: the policy misses a part of the target, or one of them is wrong"
         )
     if log_z_prior.high < log_z_policy.low - _ROUNDING:
-        found.append(
+        sentences.append(
             f"log Z from prior samples {log_z_prior} lies below log Z from the policy's weights "
             f"{log_z_policy}: the prior samples miss a part of the target, or one of them is wrong"
         )
     if gap.high < -_ROUNDING:
-        found.append(f"the gap {gap} lies below zero, which no policy can reach")
+        sentences.append(f"the gap {gap} lies below zero, which no policy can reach")
     if gap_certified is not None and gap_certified < gap.low - _ROUNDING:
-        found.append(f"the certified gap {gap_certified:.4f} lies below the estimate {gap}")
+        sentences.append(f"the certified gap {gap_certified:.4f} lies below the estimate {gap}")
     if eubo_gap is not None and eubo_gap.high < gap.low - _ROUNDING:
-        found.append(f"the EUBO gap {eubo_gap} lies below the gap {gap}, which it must exceed")
-    return found
+        sentences.append(f"the EUBO gap {eubo_gap} lies below the gap {gap}, which it must exceed")
+    return sentences

@@ -1,4 +1,4 @@
-"""asked.png: what samples show of a control that is a number, over what was asked for."""
+"""asked.png: what samples show of a numeric control, over the value asked for."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _PANEL = (5.5, 4.2)  # inches
 def draw_asked(
     path: Path, rows: Sequence[tuple[Mapping[str, float], Mapping[str, Any]]], *, title: str
 ) -> bool:
-    """Draw a panel per control that is a number: mean and spread of what samples show of it.
+    """Draw a panel per numeric control: mean and spread of what samples show of it.
 
     Args:
         path: PNG to write.

@@ -22,10 +22,10 @@ def draw_samples(
     title: str,
     figures: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw what an evaluation compares: images as a sheet, all else as plots.
+    """Draw an evaluation's comparisons: images as a sheet, all else as plots.
 
-    A sheet has the pretrained model's images in the first row and, under them, the policy's from
-    the same noise, a row per condition; the exact conditional's stand beside them.
+    A sheet shows the pretrained model's images in the first row and, below, the policy's from the
+    same noise, one row per condition, beside the exact conditional's.
 
     Args:
         path: PNG to write.
@@ -57,7 +57,7 @@ def draw_samples(
     items.append(Headings(names, notes))
     place = 0
     for index, each in enumerate(compared):
-        if len(compared) > 1:  # each has a prompt, and a row of its own before
+        if len(compared) > 1:  # each has a prompt and its own row before
             items.append(Row(each.before.title, [each.before.samples, *beside], apart=index > 0))
         for strip in each.after:
             accepted = [exact[place] if len(exact[place]) else "none accepted"] if exact else []
@@ -72,8 +72,8 @@ def draw_strips(path: Path, strips: Sequence[Strip], *, title: str) -> None:
 
     Args:
         path: PNG to write.
-        strips: of one number of samples. Images are drawn in bands of eight columns, the first 64;
-            of vectors and signals there is a panel per strip, over the first one's.
+        strips: all with the same number of samples. The first 64 images are drawn in bands of eight
+            columns; vectors and signals get a panel per strip, over the first one's.
         title: of the whole picture.
     """
     n = len(strips[0].samples)
@@ -113,7 +113,7 @@ def draw_table(
             drawn as pictures, all else as in `draw_panels`.
         headings: of the columns.
         title: of the whole picture.
-        count: images per set; of all else, all are drawn.
+        count: images per set; anything else is drawn whole.
     """
     if not _are_images(next(iter(rows.values()))[0]):
         draw_plots(path, rows=rows, headings=headings, title=title)

@@ -1,4 +1,4 @@
-"""Plots of samples that are no images: histograms, points of a plane, lines of signals."""
+"""Plots of samples that are not images: histograms, points in a plane, lines of signals."""
 
 import math
 import warnings
@@ -30,18 +30,18 @@ def draw_panels(
     title: str,
     figures: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw a panel per condition, with every source in a colour of its own.
+    """Draw a panel per condition, with every source in its own colour.
 
     Args:
         path: PNG to write.
-        panels: by title, samples [N, *D] by source: "prior", "exact", "policy". Of vectors of more
-            than two dimensions the first two are drawn.
+        panels: by title, samples [N, *D] by source: "prior", "exact", "policy". Vectors are drawn
+            in their first two dimensions.
         title: of the whole picture.
-        figures: words about a source, behind its name.
+        figures: words about a source, after its name.
     """
     sets = [sample for sources in panels.values() for sample in sources.values()]
-    sources = [s for s in COLOURS if any(s in found for found in panels.values())]
-    columns = -(-len(panels) // -(-len(panels) // _ACROSS))  # as even rows as can be
+    sources = [s for s in COLOURS if any(s in panel for panel in panels.values())]
+    columns = -(-len(panels) // -(-len(panels) // _ACROSS))  # rows as even as possible
     rows = -(-len(panels) // columns)
     width = _WIDTH if columns > 2 else 2 * _WIDTH / 3
     is_plane = sets[0].ndim == 2 and sets[0].shape[1] > 1
@@ -54,10 +54,10 @@ def draw_panels(
     options = {"squeeze": False, "sharex": True, "sharey": is_plane}
     axes = figure.subplots(rows, columns, **options).flatten()
     reach = _limits(sets)
-    for axis, (name, found) in zip(axes, panels.items(), strict=False):
+    for axis, (name, panel) in zip(axes, panels.items(), strict=False):
         for source in sources:
-            if source in found:
-                _draw(axis, found[source], COLOURS[source], reach, filled=source == "prior")
+            if source in panel:
+                _draw(axis, panel[source], COLOURS[source], reach, filled=source == "prior")
         axis.set_title(lines(name, 28), fontsize=9)
         calm(axis)
     for axis in axes[len(panels) :]:
@@ -94,7 +94,7 @@ def draw_plots(
 
 
 def figure_of(size: tuple[float, float]) -> Any:
-    """A figure of so many inches that needs no display."""
+    """A figure, in inches, that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -111,7 +111,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def calm(axis: Any) -> None:
-    """Thin ticks, and no frame but left and below."""
+    """Thin the ticks, and keep the frame only left and below."""
     axis.tick_params(labelsize=8, length=2, color="0.7", labelcolor="0.4")
     for side, spine in axis.spines.items():
         spine.set_visible(side in ("left", "bottom"))
@@ -119,7 +119,7 @@ def calm(axis: Any) -> None:
 
 
 def _limits(sets: Sequence[Tensor]) -> tuple[float, float]:
-    """Of the axes of values: the reach of the widest set but for outliers."""
+    """Limits of the value axes: the reach of the widest set without outliers."""
     values = [sample.flatten()[:1_000_000] for sample in sets if len(sample)]
     reach = max(float(part.float().abs().quantile(0.999)) for part in values) if values else 1.0
     return -1.1 * reach, 1.1 * reach

@@ -1,4 +1,4 @@
-"""How good samples are beside the gap: accuracy in all and per control, macro F1, diversity."""
+"""How good samples are besides the gap: accuracy overall and per control, macro F1, diversity."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,23 +13,23 @@ from ctrl_rl.controls import Control
 from ctrl_rl.networks.execution import in_parts
 from ctrl_rl.rewards.classifier import LabelModel
 
-_MOST_CLASSES = 65_536  # of which an F1 is averaged
+_MOST_CLASSES = 65_536  # that an F1 averages over
 _MOST_PAIRED = 512  # samples whose pairwise distances are averaged: 130,816 pairs
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What one set of samples of one condition shows.
+    """What judges see in one set of samples of one condition.
 
     Attributes:
         asked: [N] index of the asked condition.
-        predicted: [N] index that the reward's classifiers see, or None.
-        heldout: [N] index that classifiers see that the agent never saw, or None.
+        predicted: [N] index seen by the reward's classifiers, or None.
+        heldout: [N] index seen by classifiers that the agent never saw, or None.
         diversity: mean distance between two samples over sqrt(dimensions), or None for under two.
         right: by control, [N] whether the reward's classifiers see the asked label; empty if None.
         heldout_right: the same of held-out classifiers, for the controls that have one.
-        partial: whether a control was left at its null label, so that every label of it is right.
-        numbers: by control that is a number, [N] what the samples show of it; empty if not known.
+        partial: whether a control was left at its null label; any label of it is then right.
+        numbers: by numeric control, [N] what the samples show of it; empty if unknown.
     """
 
     asked: Tensor
@@ -45,15 +45,14 @@ class Quality:
 class Judge:
     """Judges samples by the reward's classifiers and by held-out ones.
 
-    With several controls a sample is right where all its labels are: conditions are counted as
-    joint classes. What is right per control is counted too. A control at its null label is left
-    out of both.
+    With several controls a sample is right if all its labels are: conditions count as joint
+    classes. Accuracy per control is counted too. A control at its null label is left out of both.
 
     Args:
         predict: most probable labels by the reward's own classifiers, or None.
         heldout: held-out classifiers by control; they judge jointly where every control has one.
-        controls: what can be asked for, by name; labels are judged, numbers are read.
-        rows: samples that classifiers are given at once; None for all.
+        controls: the task's controls by name; labels are judged, numbers are read.
+        rows: samples per call of a classifier; None for all.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Judge:
         self.num_classes = math.prod(self.sizes.values())
 
     def __call__(self, sample: Tensor, condition: Mapping[str, float]) -> Quality:
-        """Judge samples [N, *D] that were asked to show `condition`."""
+        """Judge samples [N, *D] of `condition`."""
         given = {
             name: int(condition[name])
             for name, size in self.sizes.items()
@@ -112,7 +111,7 @@ class Judge:
                 figures |= {f"{prefix}accuracy": None, f"{prefix}macro_f1": None}
                 continue
             predicted = torch.cat(seen)
-            # With a null value conditions are no disjoint classes; too many would fill the memory.
+            # With a null value conditions are not disjoint; too many classes would fill the memory.
             partial = any(part.partial for part in parts) or self.num_classes > _MOST_CLASSES
             figures[f"{prefix}accuracy"] = float((predicted == asked).double().mean())
             figures[f"{prefix}macro_f1"] = None if partial else self._macro_f1(predicted, asked)
@@ -133,7 +132,7 @@ class Judge:
         return figures
 
     def _numbers(self, shown: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What samples show of the controls that are numbers, on the CPU."""
+        """What samples show of the numeric controls, on the CPU."""
         return {k: v.cpu() for k, v in shown.items() if k in self.controls and k not in self.sizes}
 
     def _joint(self, labels: Mapping[str, Tensor], asked: Mapping[str, Tensor], n: int) -> Tensor:
@@ -153,10 +152,10 @@ class Judge:
 
 
 def in_words(figures: Mapping[str, Any]) -> str:
-    """What a judge says about a row of a summary, for people; empty where there is none.
+    """A judge's verdict on a row of a summary, in words; empty if there is none.
 
-    Such as "right by a held-out judge: glasses 96 %, hat 95 %, both 92 %". Without any held-out
-    judge it is what the reward's own classifiers say.
+    Such as "right by a held-out judge: glasses 96 %, hat 95 %, both 92 %". Without a held-out judge
+    the reward's own classifiers judge.
     """
     for prefix, judge in {"heldout_": "a held-out judge", "": "the reward's own judge"}.items():
         shares = figures[f"{prefix}accuracy_per_control"]

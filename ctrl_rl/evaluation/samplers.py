@@ -1,10 +1,10 @@
-"""What an evaluation measures: whatever draws samples of a condition, and says how far it is off.
+"""What an evaluation measures: samplers, which draw samples of a condition and tell their gap.
 
-A policy is rolled out, and its densities say how far its paths are from the soft-optimal ones. A
-law draws samples in another way, for instance by rejection, and says by itself what its soft return
-is: J = E[log w], where w is an estimate of Z without bias from all that it drew for one sample,
-since log Z - E[log w] is the KL of that whole draw from the target's, and bounds the KL of the
-sample alone. A law whose samples are exact has J = log Z.
+A policy is rolled out, and its densities tell how far its paths are from the soft-optimal ones. A
+law draws samples in another way, for instance by rejection, and states its own soft return:
+J = E[log w], where w is an unbiased estimate of Z from all that it drew for one sample. The
+difference log Z - E[log w] is the KL of that whole draw from the target's, and bounds the KL of the
+sample alone. A law with exact samples has J = log Z.
 """
 
 from abc import ABC, abstractmethod
@@ -28,16 +28,16 @@ from ctrl_rl.evaluation.gap import GapReport, gap_report, law_gap_report
 from ctrl_rl.evaluation.side_by_side import Strip, draw_strip
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy, StrengthPolicy
 
-_ANY_LEVEL = 0.95  # where only the value is asked for
+_ANY_LEVEL = 0.95  # where only the value matters
 
 
 class Draws(ABC):
     """Samples of one condition.
 
     Attributes:
-        sample: [n, *D] clean ones.
+        sample: [n, *D] clean samples.
         reward: [n] nats.
-        kl: mean KL of what was drawn from the prior, nats: mean reward less J.
+        kl: mean KL from the prior, nats: mean reward minus J.
     """
 
     sample: Tensor
@@ -46,12 +46,12 @@ class Draws(ABC):
 
     @abstractmethod
     def gap(self, **common: Any) -> GapReport:
-        """The gap, with what `gap_report` takes that is the same for all samplers."""
+        """The gap; `common` has the arguments of `gap_report` that all samplers share."""
 
 
 @dataclass(frozen=True)
 class PolicyDraws(Draws):
-    """Episodes of a policy: what a `Draws` has, and summed KLs and log-ratios [n], nats."""
+    """Episodes of a policy: a `Draws` with summed KLs and log-ratios [n], nats."""
 
     sample: Tensor
     reward: Tensor
@@ -107,7 +107,7 @@ class Sampler(ABC):
         """The policy that draws.
 
         Raises:
-            ConfigError: a law draws, and no policy.
+            ConfigError: a law draws, not a policy.
         """
         raise ConfigError("this run draws by a law of whole samples, and has no policy")
 
@@ -124,7 +124,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def strip(self, control: Mapping[str, Values], *, title: str, n: int, seed: int) -> Strip:
-        """Draw n samples with the latents that they come from, for pictures."""
+        """Draw n samples with their latents, for pictures."""
 
     def log_ratio_on(
         self, episodes: TensorDict, condition: Mapping[str, float], batch_size: int
@@ -134,7 +134,7 @@ class Sampler(ABC):
         return None
 
     def at_strength(self, strength: float) -> "Sampler":
-        """The same with its drift scaled.
+        """The same sampler with its drift scaled.
 
         Raises:
             ConfigError: there is no drift.
@@ -148,7 +148,7 @@ class Sampler(ABC):
 
 
 class PolicySampler(Sampler):
-    """Rolls a policy out.
+    """Rolls out a policy.
 
     Args:
         process: the MDP.
@@ -183,14 +183,14 @@ class PolicySampler(Sampler):
         )
 
     def strip(self, control: Mapping[str, Values], *, title: str, n: int, seed: int) -> Strip:
-        """Strips of one n and seed have the same noise, whatever policy and control."""
+        """Strips of one n and seed have the same noise, for any policy and condition."""
         return draw_strip(self.process, self.policy, control, title=title, n=n, seed=seed)
 
     def log_ratio_on(
         self, episodes: TensorDict, condition: Mapping[str, float], batch_size: int
     ) -> Tensor:
         """Sum over steps of log pi - log p_ref on given trajectories [n, K]: [n] nats."""
-        if not len(episodes):  # nothing was accepted; of images there is no reshape to nothing
+        if not len(episodes):  # nothing was accepted; empty images cannot be reshaped
             return episodes[keys.X].new_zeros(0)
         ratios = []
         for part in episodes.reshape(-1).split(batch_size, 0):
@@ -207,7 +207,7 @@ class PolicySampler(Sampler):
         return PolicySampler(self.process, StrengthPolicy(self.policy, strength))
 
     def env(self, num_envs: int, seed: int) -> LatentEnv:
-        """An env of its own."""
+        """A new env."""
         device = self.process.kernel.scale.device
         return LatentEnv(self.process, num_envs=num_envs, seed=seed, device=device)
 
@@ -215,7 +215,7 @@ class PolicySampler(Sampler):
 def draw_prior(
     process: DenoisingProcess, n: int, *, batch_size: int, seed: int, prompt: float | None = None
 ) -> tuple[TensorDict, Tensor]:
-    """Roll the prior out: [n, K] with latents, actions and prior means, and samples [n, *D]."""
+    """Roll out the prior: [n, K] with latents, actions and prior means, and samples [n, *D]."""
     policy = PriorPolicy(process.kernel)
     control = None if prompt is None else {keys.PROMPT: prompt}
     kept = (keys.X, keys.STEP, keys.ACTION, keys.PRIOR_LOC, keys.SCALE)
@@ -226,11 +226,11 @@ def draw_prior(
         )
         episodes = rollout(env, policy, control=control)
         parts.append(episodes.select(*kept))
-        samples.append(episodes[keys.SAMPLE][:, -1])  # by itself: it is a view along the steps
+        samples.append(episodes[keys.SAMPLE][:, -1])  # separately: it is a view along the steps
     return cat(parts, 0), torch.cat(samples)
 
 
 def chunks(n: int, size: int) -> list[int]:
-    """Sizes of batches that make n, all but the last one of the same size."""
+    """Batch sizes that add up to n, all equal but the last."""
     whole, rest = divmod(n, size)
     return [size] * whole + ([rest] if rest else [])

@@ -1,7 +1,7 @@
 """Sheets of images: rows of tiles with labels, on white.
 
-Small images are enlarged by whole numbers, so that a pixel of a sample is a block of one colour;
-matplotlib would resample them. Text is set in DejaVu Sans, which comes with matplotlib.
+Small images are enlarged by whole numbers, which makes a pixel a block of one colour; matplotlib
+would resample them. Text is set in DejaVu Sans, which comes with matplotlib.
 """
 
 import textwrap
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ctrl_rl.pixels import to_pixels
 
-LEAST, MOST = 48, 96  # pixels that a tile is wide: smaller images are enlarged, larger ones reduced
+LEAST, MOST = 48, 96  # width of a tile in pixels: smaller images are enlarged, larger ones reduced
 _BETWEEN, _APART, _BLOCKS, _MARGIN, _LABEL = 4, 12, 28, 18, 14  # pixels between things
 _LEADING = 3  # pixels between lines
 _INK, _FAINT = (32, 32, 32), (110, 110, 110)
@@ -25,7 +25,7 @@ _TITLE, _HEADING, _TEXT, _SMALL = ("-Bold", 15), ("-Bold", 12), ("", 12), ("", 1
 
 @dataclass(frozen=True)
 class Row:
-    """A label and one set of images [N, C, H, W] in [-1, 1] per block, or words where none is."""
+    """A label and one set of images [N, C, H, W] in [-1, 1] per block, or words in its place."""
 
     label: str
     sets: Sequence[Tensor | str]
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Headings:
-    """A heading of every block and smaller words under it, over the rows that follow."""
+    """A heading of every block and smaller words under it, above the rows that follow."""
 
     names: Sequence[str]
     notes: Sequence[str]
@@ -55,10 +55,10 @@ def sheet(
         columns: tiles per row of every block.
         title: of the whole sheet.
         note: smaller words under it.
-        most: pixels that a tile is wide at most; images that are not enlarged are reduced to it.
+        most: largest width of a tile, in pixels; wider images are reduced to it.
 
     Returns:
-        An RGB image, wide and high enough for all of it.
+        An RGB image, large enough for all of it.
     """
     rows = [item for item in items if isinstance(item, Row)]
     shape = next(given.shape for row in rows for given in row.sets if isinstance(given, Tensor))
@@ -68,7 +68,7 @@ def sheet(
     across = [count * step - _BETWEEN for count in columns]
     starts = [left + sum(across[:place]) + place * _BLOCKS for place in range(len(columns))]
     total = max(starts[-1] + across[-1] + _MARGIN, 320)
-    # Higher than any layout needs; what is left over is cut off below.
+    # Higher than any layout needs; the rest is cut off at the end.
     canvas = Image.new("RGB", (total, 400 + (height + 160) * len(items)), "white")
     draw = ImageDraw.Draw(canvas)
     y = _write(draw, (_MARGIN, _MARGIN), title, _TITLE, _INK, total - 2 * _MARGIN)
@@ -97,7 +97,7 @@ def sheet(
 
 
 def tile_size(size: tuple[int, int], most: int = MOST) -> tuple[int, int]:
-    """Width and height that an image of a width and height is shown at."""
+    """Width and height at which an image of a given size is shown."""
     width, height = size
     if width > most:
         return most, max(1, round(height * most / width))
@@ -106,7 +106,7 @@ def tile_size(size: tuple[int, int], most: int = MOST) -> tuple[int, int]:
 
 
 def tiles(sample: Tensor, most: int = MOST) -> list[Image.Image]:
-    """Images [N, C, H, W] in [-1, 1] as tiles; of other than one or three channels, some."""
+    """Images [N, C, H, W] in [-1, 1] as tiles; only the first one or three channels are shown."""
     sample = sample.detach().cpu()
     channels = 3 if sample.shape[1] >= 3 else 1
     pixels = to_pixels(sample[:, :channels]).expand(-1, -1, -1, 3).numpy()
@@ -118,7 +118,7 @@ def tiles(sample: Tensor, most: int = MOST) -> list[Image.Image]:
 
 
 def lines(text: str, width: int) -> str:
-    """At most three lines of a text, its end with them: prompts may be long, labels follow them."""
+    """At most three lines of a text, its end included: prompts may be long, labels follow them."""
     most = 3 * width - 12  # lines end where words do
     if len(text) > most:
         text = f"{text[: most - 20]} … {text[-16:]}"
@@ -143,23 +143,23 @@ def _extent(text: str, font: tuple[str, int]) -> tuple[int, int]:
 
 @lru_cache(maxsize=1024)
 def _wrapped(text: str, font: tuple[str, int], width: int) -> str:
-    """The text in lines that are no wider than so many pixels."""
+    """The text in lines of at most `width` pixels."""
     for count in range(max(4, 3 * width // font[1]), 3, -1):
-        found = "\n".join(
+        wrapped = "\n".join(
             textwrap.fill(part, count, max_lines=4, placeholder=" …") for part in text.split("\n")
         )
-        if _extent(found, font)[0] <= width:
-            return found
-    return found
+        if _extent(wrapped, font)[0] <= width:
+            return wrapped
+    return wrapped
 
 
 def _label(row: Row) -> str:
-    """A row's label in one or two lines as short as can be, or in three where it is long."""
+    """A row's label in one or two lines as short as possible, or in three if it is long."""
     for count, longest in ((1, 22), (2, 26)):
         for width in range(-(-len(row.label) // count), longest + 1):
-            found = textwrap.wrap(row.label, width) if width else []
-            if len(found) <= count:
-                return "\n".join(found)
+            wrapped = textwrap.wrap(row.label, width) if width else []
+            if len(wrapped) <= count:
+                return "\n".join(wrapped)
     return lines(row.label, 28)
 
 

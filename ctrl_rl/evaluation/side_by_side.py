@@ -1,8 +1,8 @@
-"""The same noise with and without control: what the pretrained model draws, and the policy.
+"""The same noise with and without control: samples of the pretrained model and of the policy.
 
-Every strip starts at the same latents and gets the same noise at every step, so that its n-th
-sample is another's n-th sample, before or after. Nothing here is measured: the figures of an
-evaluation come from draws of its own.
+Every strip starts at the same latents and gets the same noise at every step: its n-th sample is
+another strip's n-th sample, before or after. Nothing here is measured: the figures of an evaluation
+come from separate draws.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.policies import DenoisingPolicy
 
 BEFORE = "before: the pretrained model"
-MOST_CONDITIONS = 12  # that are shown
+MOST_CONDITIONS = 12  # shown
 _SAMPLES = 8
 
 
@@ -28,10 +28,10 @@ class Strip:
     """Episodes of one policy under one condition.
 
     Attributes:
-        title: what it is, in plain words.
+        title: in plain words.
         latents: [n, K + 1, *S], from the noise x_0 to x_K.
         samples: [n, *D], the clean samples.
-        paired: whether other strips of one n and seed have the same noise in the same places.
+        paired: whether other strips of one n and seed have the same noise, sample by sample.
     """
 
     title: str
@@ -57,12 +57,12 @@ def draw_strip(
     n: int = _SAMPLES,
     seed: int,
 ) -> Strip:
-    """Roll a policy out; strips of the same n and seed have the same noise.
+    """Roll out a policy; strips of the same n and seed have the same noise.
 
     Args:
         process: the MDP.
-        policy: what acts.
-        control: labels by name, for all n or each; without any the noise would be used otherwise.
+        policy: to roll out.
+        control: values by name, for all n or each; without any the noise would be used differently.
         title: of the strip.
         n: number of episodes.
         seed: of the noise.

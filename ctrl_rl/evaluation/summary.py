@@ -1,4 +1,4 @@
-"""The layout of summary.json: figures in all and per condition, of prior, policy and exact rows."""
+"""The layout of summary.json: figures overall and per condition, for prior, policy, exact."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ def summarise(
     kl: list[float],
     judge: Judge,
 ) -> dict[str, Any]:
-    """Figures in all and per condition, in the layout of summary.json."""
+    """Figures overall and per condition, in the layout of summary.json."""
     overall = average_gap_reports(gaps, names)
 
     def table(indices: list[int], gap: GapReport) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What other libraries can open: LoRA files and diffusers pipelines."""
+"""Exports for other libraries: LoRA files and diffusers pipelines."""

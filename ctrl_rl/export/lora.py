@@ -13,7 +13,7 @@ from ctrl_rl.policies import LowRankPolicy, RewardGuidedPolicy
 from ctrl_rl.priors.diffusers.guided import GuidedNetwork
 from ctrl_rl.runs.loaded import LoadedRun
 
-_OF_SCHEDULER = {"noise_level"}  # settings of kernels that their schedulers have too
+_OF_SCHEDULER = {"noise_level"}  # settings that kernels share with their schedulers
 _SCHEDULERS = {  # by the choice of kernel
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
@@ -30,11 +30,11 @@ def export_run(
     Args:
         run: with adapters on a text-to-image pipeline.
         folder: gets the adapters, the tables of the controls, control.json and README.md.
-        base: folder or hub id that others find the base model by; None for `prior.path`.
-        hub: id that the folder will have on the hub, for the card; None for no such.
+        base: folder or hub id under which others find the base model; None for `prior.path`.
+        hub: id that the folder will have on the hub, for the card; None for none.
 
     Raises:
-        ConfigError: the run has no adapters, or its prior is no text-to-image pipeline.
+        ConfigError: the run has no adapters, or its prior is not a text-to-image pipeline.
     """
     config, policy, prior = run.config, run.policy, run.prior
     kernel = run.env.process.kernel
@@ -100,24 +100,24 @@ def push(folder: Path, name: str, *, private: bool) -> str:
 
     Args:
         folder: what `export_run` wrote.
-        name: of the model there, such as me/sd-sizes; made where it does not exist.
-        private: whether nobody else sees a new one.
+        name: of the model there, such as me/sd-sizes; created if missing.
+        private: whether a new one is hidden from others.
 
     Returns:
-        Where it is now.
+        Its address.
 
     Raises:
-        ConfigError: the hub cannot be reached or refuses, or what should be private is not.
+        ConfigError: the hub cannot be reached or refuses, or what should be private is public.
     """
     from huggingface_hub import HfApi
 
     try:
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)
-        if private and not api.model_info(name).private:  # where it was there before
+        if private and not api.model_info(name).private:  # if it existed before
             raise PermissionError("it is there already, and everyone sees it")
         api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=FILES)
-    except Exception as error:  # of the hub's client: many kinds
+    except Exception as error:  # from the hub's client: many kinds
         reason = one_line(error, 200)
         raise ConfigError(
             f"hub={name} could not be written ({type(error).__name__}: {reason}); {folder} is "

@@ -30,26 +30,26 @@ FILES = [SETTINGS, EMBEDDING, ADAPTERS, "README.md"]
 
 
 def write_control(folder: Path, embedding: ControlEmbedding, settings: dict[str, Any]) -> None:
-    """Write what a `ControlledPipeline` has beside the adapters."""
+    """Write what a `ControlledPipeline` has besides the adapters."""
     tables = {name: table.cpu() for name, table in embedding.state_dict().items()}
     save_file(tables, folder / EMBEDDING)
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 class ControlledPipeline:
-    """A text-to-image pipeline that also takes a control, as trained.
+    """A text-to-image pipeline that also takes the controls of its training.
 
         pipeline = ControlledPipeline.from_pretrained("exported").to("cuda")
         images = pipeline("a cat", control={"size": 3}, strength=1.0).images
 
     Everything else goes to the stock pipeline's call. Scheduler, number of steps, guidance and
-    negative prompt are those of training where the call does not say otherwise.
+    negative prompt are those of training unless the call says otherwise.
 
     Args:
         pipeline: the stock pipeline with the adapters loaded.
         embedding: the tables of the controls.
-        settings: what control.json holds.
-        folder: where the adapters lie, for `save_pretrained`.
+        settings: contents of control.json.
+        folder: of the adapters, for `save_pretrained`.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class ControlledPipeline:
         Args:
             folder: the exported folder, or its id on the hub.
             base: folder or hub id of the base model; None for the one it was trained on.
-            **more: for the stock pipeline's `from_pretrained`; `dtype` is that of training.
+            **more: for the stock pipeline's `from_pretrained`; `dtype` defaults to training's.
 
         Raises:
-            ConfigError: the folder is not an exported one, or a model cannot be had.
+            ConfigError: the folder is not an exported one, or a model is not available.
         """
         where, folder = str(folder), _downloaded(folder, more)
         if not (folder / SETTINGS).is_file():
@@ -79,7 +79,7 @@ class ControlledPipeline:
         source = base or settings["base_model"]
         try:
             pipeline = kind.from_pretrained(source, **more)
-        except Exception as error:  # of the hub's client, of a broken folder: many kinds
+        except Exception as error:  # of the client or a broken folder: many kinds
             raise unreachable("base", source, f"a {settings['pipeline']}", error) from error
         pipeline.scheduler = scheduler_of(settings, pipeline.scheduler.config)
         network = getattr(pipeline, settings["part"])
@@ -95,7 +95,7 @@ class ControlledPipeline:
         return cls(pipeline, embedding.requires_grad_(False), settings, folder)
 
     def to(self, *arguments: Any, **named: Any) -> "ControlledPipeline":
-        """Move everything, as a stock pipeline moves."""
+        """Move everything, as a stock pipeline does."""
         self.pipeline.to(*arguments, **named)
         self.embedding.to(self.pipeline.device)
         return self
@@ -118,9 +118,9 @@ class ControlledPipeline:
         """Draw images.
 
         Args:
-            prompt: one, or one per image; None where `prompt_embeds` are given.
-            control: a label for all, or one per prompt, by name of the control, such as
-                {"size": 3} or {"glasses": "yes"}; what is missing, or "any", asks for nothing.
+            prompt: one, or one per image; None if `prompt_embeds` are given.
+            control: by control, a value for all or one per prompt, such as {"size": 3} or
+                {"glasses": "yes"}; a missing control, or "any", asks for nothing.
             strength: of the control and all that was trained: 0 is the base model, 1 as trained.
             **more: for the stock pipeline's call.
 
@@ -129,7 +129,7 @@ class ControlledPipeline:
 
         Raises:
             ConfigError: an unknown control, a label out of range, a strength below 0, or neither a
-                prompt nor what it is encoded as.
+                prompt nor its embeddings.
         """
         if not strength >= 0:
             raise ConfigError(f"strength={strength} must be >= 0; 0 is the base model")
@@ -141,7 +141,7 @@ class ControlledPipeline:
         values = checked_values(control or {}, _controls(self.settings), number, device)
         trained = dict(self.settings["call"])
         if more.get("negative_prompt_embeds") is not None:
-            trained.pop("negative_prompt", None)  # which they take the place of
+            trained.pop("negative_prompt", None)  # they replace it
         given = {**trained, **more}
         if isinstance(given.get("negative_prompt"), str):
             given["negative_prompt"] = [given["negative_prompt"]] * number
@@ -149,13 +149,13 @@ class ControlledPipeline:
         vectors = self.embedding(values).expand(number, -1).repeat_interleave(images, 0)
         negative = (given.get(name) for name in ("negative_prompt", "negative_prompt_embeds"))
         asked = any(each is not None for each in negative)
-        separate = asked and given.get("true_cfg_scale", 1) > 1  # as Flux has it
+        separate = asked and given.get("true_cfg_scale", 1) > 1  # as in Flux
         with self._drawing(given), self._steered(vectors, strength, separate=separate):
             return self.pipeline(prompts if prompts is None else list(prompts), **given)
 
     @contextmanager
     def _drawing(self, given: Mapping[str, Any]) -> Iterator[None]:
-        """A flow scheduler with the call's noise, unless it has its own."""
+        """Give a flow scheduler the call's noise, unless it has its own."""
         scheduler = self.pipeline.scheduler
         if not isinstance(scheduler, FlowSDEScheduler) or scheduler.draw is not None:
             yield
@@ -167,7 +167,7 @@ class ControlledPipeline:
             scheduler.draw = None
 
     def _draw(self, given: Mapping[str, Any], latents: Tensor) -> Tensor:
-        """Noise of the call's generator, for a scheduler that is given none."""
+        """Noise of the call's generator, for a scheduler that gets no generator."""
         draw = partial(randn_tensor, generator=given.get("generator"), device=latents.device)
         if latents.ndim == 4:
             return draw(latents.shape)
@@ -178,12 +178,12 @@ class ControlledPipeline:
 
     @contextmanager
     def _steered(self, vectors: Tensor, strength: float, *, separate: bool) -> Iterator[None]:
-        """The network with the control where the prompt is asked, its change scaled, for one call.
+        """For one call, add the control where the network gets the prompt, and scale its change.
 
         Args:
-            vectors: [B, E] the control's embedding per image.
+            vectors: [B, E] control embedding per image.
             strength: of the control and all that was trained.
-            separate: whether guidance asks in two calls, first with the prompt, instead of in one.
+            separate: whether guidance makes two calls, first with the prompt, instead of one.
         """
         network = getattr(self.pipeline, self.settings["part"])
         stock, calls = network.forward, itertools.count()
@@ -194,7 +194,7 @@ class ControlledPipeline:
             rows = vectors.to(sample) * (1 - nothing)
             if len(sample) == 2 * len(rows):  # guidance: the first half asks for nothing
                 rows = torch.cat([torch.zeros_like(rows), rows])
-            # Where the last step has no noise it was no action: the base model does it.
+            # A last step without noise was no action: the base model does it.
             last = self._is_last(given[1] if len(given) > 1 else named["timestep"], sample)
             weight = 0.0 if last and self.settings["read_out"] else strength
             if weight == 1:
@@ -206,9 +206,9 @@ class ControlledPipeline:
                 network.enable_adapters()
             if weight == 0:
                 return base
-            found = stock(*given, **_controlled(named, rows))
-            mixed = base[0] + weight * (found[0] - base[0])
-            return (mixed,) if isinstance(found, tuple) else type(found)(sample=mixed)
+            steered = stock(*given, **_controlled(named, rows))
+            mixed = base[0] + weight * (steered[0] - base[0])
+            return (mixed,) if isinstance(steered, tuple) else type(steered)(sample=mixed)
 
         before = network.__dict__.get("forward")
         network.forward = forward
@@ -220,7 +220,7 @@ class ControlledPipeline:
                 network.forward = before
 
     def _is_last(self, timestep: Any, sample: Tensor) -> bool:
-        """Whether the network is asked for the scheduler's last step."""
+        """Whether the network is called for the scheduler's last step."""
         unit = 1000 if sample.ndim == 3 else 1  # Flux's pipeline gives thousandths
         asked = float(torch.as_tensor(timestep).flatten()[0]) * unit
         last = float(self.pipeline.scheduler.timesteps[-1])
@@ -228,7 +228,7 @@ class ControlledPipeline:
 
 
 def _downloaded(folder: str | Path, more: Mapping[str, Any]) -> Path:
-    """The folder, which the hub has where this machine does not."""
+    """The folder, fetched from the hub if it is not on this machine."""
     here = Path(folder).expanduser()
     if here.is_dir() or isinstance(folder, Path):
         return here
@@ -237,18 +237,18 @@ def _downloaded(folder: str | Path, more: Mapping[str, Any]) -> Path:
     client = {key: more[key] for key in ("token", "cache_dir", "local_files_only") if key in more}
     try:
         return Path(snapshot_download(folder, allow_patterns=FILES, **client))
-    except Exception as error:  # of the hub's client: many kinds
+    except Exception as error:  # from the hub's client: many kinds
         raise unreachable("folder", folder, "what `ctrl-rl export` made", error) from error
 
 
 def _controls(settings: Mapping[str, Any]) -> dict[str, Control]:
-    """What can be asked for; folders of earlier releases have numbers of labels, names beside."""
+    """The controls; earlier releases stored numbers of labels, and names separately."""
     names = settings.get("label_names", {})
     return {k: as_control(names.get(k) or one, k) for k, one in settings["controls"].items()}
 
 
 def _controlled(named: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """The network's arguments with a control's embedding [B, E], as its prior passes it."""
+    """The network's arguments with a control embedding [B, E], as its prior passes it."""
     if POOLED in named:
         return {**named, POOLED: torch.cat([named[POOLED], rows.to(named[POOLED])], dim=1)}
     return {**named, "class_labels": rows}

@@ -20,8 +20,8 @@ class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
         own = pipeline.scheduler.config
         pipeline.scheduler = FlowSDEScheduler.from_config(own, noise_level=0.7)
 
-    It is the sampler of `kernel=flow_sde`. Pipelines of flow models hand their generator to no
-    scheduler, so it stands here.
+    It is the sampler of `kernel=flow_sde`. Flow pipelines do not pass their generator to the
+    scheduler, so `draw` takes its place.
 
     Attributes:
         draw: gives standard normal noise in the shape of latents; None draws it with torch's
@@ -43,13 +43,13 @@ class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
 
         Args:
             config: its own config, or the stock scheduler's.
-            noise_level: > 0, see `ctrl_rl.kernels.flow_sde_kernel`; None for the config's, and 0.7
-                where it has none.
+            noise_level: > 0, see `ctrl_rl.kernels.flow_sde_kernel`; None for the config's, or 0.7
+                if it has none.
             **more: as for the stock scheduler.
         """
         own = config.get("noise_level", 0.7) if noise_level is None else noise_level
         made = super().from_config(flow_settings(config), **more)
-        scheduler = made[0] if isinstance(made, tuple) else made  # with what was not used
+        scheduler = made[0] if isinstance(made, tuple) else made  # with the unused settings
         scheduler.register_to_config(noise_level=own)
         return made
 
@@ -84,8 +84,8 @@ class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
 class UnitStartEulerAncestralScheduler(EulerAncestralDiscreteScheduler):
     """The stock scheduler of ancestral Euler steps, from the start N(0, I) of `euler_ancestral`.
 
-    In the stock one's larger units that is a standard deviation of sqrt(sigma^2 + 1) for every
-    spacing of timesteps; it takes sigma for two of the three.
+    In the stock scheduler's larger units that is a standard deviation of sqrt(sigma^2 + 1) for
+    every spacing of timesteps; the stock one takes sigma for two of the three.
     """
 
     sigmas: Any
@@ -103,10 +103,10 @@ def scheduler_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
     """The scheduler whose steps are an exported run's kernel.
 
     Args:
-        settings: what control.json holds: `scheduler`, its class, and `scheduler_settings`.
+        settings: contents of control.json: `scheduler`, its class, and `scheduler_settings`.
         config: of the base model's scheduler.
     """
     name = settings["scheduler"]
     kind: Any = _OURS.get(name) or getattr(diffusers, name)
-    config = {"clip_sample": False, **config}  # as the run's prior has it
+    config = {"clip_sample": False, **config}  # as in the run's prior
     return kind.from_config(config, **settings["scheduler_settings"])

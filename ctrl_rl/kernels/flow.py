@@ -17,14 +17,14 @@ def flow_sde_kernel(
 ) -> TransitionKernel:
     """The stochastic form of a flow-matching sampler (Liu et al., "Flow-GRPO", 2025, eq. 9).
 
-    With the noise level s falling from 1 to 0, d and e the network's clean latent and noise, the
+    Let the noise level s fall from 1 to 0, with d and e the network's clean latent and noise. The
     sampler dx = (e - d) ds of the pretrained model has the same marginals as
 
-        dx = [(e - d) + g(s)^2 / (2 s) e] ds + g(s) dW,      g(s) = noise_level sqrt(s / (1 - s)),
+        dx = [(e - d) + g(s)^2 / (2 s) e] ds + g(s) dW,      g(s) = noise_level sqrt(s / (1 - s)).
 
-    of which this is one Euler step per noise level of the scheduler. At s = 1, where g is infinite,
-    it is taken at the next level, as the paper's code does. The last step, to s = 0, is made
-    without noise and is the read-out.
+    This kernel takes one Euler step of it per noise level of the scheduler. At s = 1, where g is
+    infinite, g is taken at the next level, as in the paper's code. The last step, to s = 0, adds no
+    noise and is the read-out.
 
     Args:
         scheduler_config: config of `FlowMatchEulerDiscreteScheduler`: its levels and shifts.
@@ -32,7 +32,7 @@ def flow_sde_kernel(
         noise_level: > 0, in units of the schedule; 0.7 is the paper's.
 
     Raises:
-        ConfigError: the prior is no flow-matching model, K or noise_level out of range.
+        ConfigError: the prior is not a flow-matching model, K or noise_level out of range.
     """
     if scheduler_config.get("prediction_type") != FLOW:
         raise ConfigError(
@@ -61,14 +61,14 @@ def flow_sde_kernel(
 
 
 def flow_sde_tables(sigma: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
-    """What every step takes of the estimated noise, and the standard deviation of what it adds.
+    """Weights of the estimated noise, and standard deviations of the added noise, by step.
 
     Args:
         sigma: [S + 1] noise levels, falling to 0.
         noise_level: > 0.
 
     Returns:
-        Two [S]; the mean of the next latent is the clean estimate times 1 - sigma[k + 1], and e
+        Two [S]; the mean of the next latent is the clean estimate times 1 - sigma[k + 1], plus e
         times the first.
     """
     before, after = sigma[:-1], sigma[1:]
@@ -91,7 +91,7 @@ def flow_scheduler(config: Mapping[str, Any], num_steps: int) -> Any:
 
 
 def flow_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config that diffusers' flow scheduler knows; it warns of anything else."""
+    """The part of a config that diffusers' flow scheduler knows; it warns about anything else."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     known = inspect.signature(FlowMatchEulerDiscreteScheduler).parameters

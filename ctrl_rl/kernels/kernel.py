@@ -1,16 +1,16 @@
 r"""One denoising step as a Gaussian whose mean is linear in three tables.
 
-Every sampler that the project knows takes a latent x and the network's estimate d of the clean
+Every sampler in the project takes a latent x and the network's estimate d of the clean
 sample, and moves to a Gaussian with mean
 
     mean = denoised_weight[k] * clip(d) + sample_weight[k] * x + noise_weight[k] * e,
     e = (x - signal[k] d) / noise[k]
 
 and standard deviation scale[k]. DDPM (Ho, Jain, Abbeel 2020, eq. 7) has noise_weight 0, DDIM (Song,
-Meng, Ermon 2021, eq. 12) has sample_weight 0. The tables hold no network, so that one kernel serves
-the prior, every policy and every test.
+Meng, Ermon 2021, eq. 12) has sample_weight 0. The tables hold no network: one kernel serves the
+prior, every policy and every test.
 
-Steps 0 .. K-1 are stochastic: they are the actions of the MDP. A last step with scale 0 is no
+Steps 0 .. K-1 are stochastic: they are the actions of the MDP. A last step with scale 0 is not an
 action but the read-out, index K; it belongs to the environment.
 """
 
@@ -23,18 +23,18 @@ from ctrl_rl.networks.execution import FixedPrecision
 
 
 class TransitionKernel(FixedPrecision):
-    """Tables of Gaussian transitions, always float32, on whatever device the module is moved to.
+    """Tables of Gaussian transitions, always float32, on the module's device.
 
     Args:
-        timesteps: [S] the scheduler's training timesteps, noisiest first: int64, or float32 where
-            the network is asked in between.
+        timesteps: [S] the scheduler's training timesteps, noisiest first: int64, or float32 if the
+            network is called between them.
         signal: [S] of the latent before each step, see `ctrl_rl.kernels.levels`.
         noise: [S] of the same.
         denoised_weight: [S], see the module's equation.
         sample_weight: [S], see the module's equation.
         noise_weight: [S], see the module's equation.
         scale: [S] standard deviations; a single trailing 0 marks the read-out.
-        clip: what is done to the clean estimate, see `Clip`; None leaves it as it is.
+        clip: applied to the clean estimate, see `Clip`; None for no clip.
 
     Raises:
         ConfigError: a step before the last one has no noise, or there is no stochastic step.
@@ -109,9 +109,9 @@ class TransitionKernel(FixedPrecision):
         )
 
     def denoised(self, x: Tensor, mean: Tensor, step: Tensor) -> Tensor:
-        """The clean estimate [B, *S] behind a mean: `mean` turned around, for steps 0 .. K-1.
+        """The clean estimate [B, *S] behind a mean: `mean` inverted, for steps 0 .. K-1.
 
-        Where the kernel clips, it is the one that would have led there without a clip.
+        If the kernel clips, it is the one that would lead to that mean without a clip.
         """
         residual_weight = self.noise_weight[step] / self.noise[step]
         clean_weight = self.denoised_weight[step] - residual_weight * self.signal[step]
@@ -124,11 +124,11 @@ class TransitionKernel(FixedPrecision):
 
 
 class Clip:
-    """What a diffusers scheduler does to the clean estimate before it steps.
+    """How a diffusers scheduler clips the clean estimate before it steps.
 
     Static clipping to [-bound, bound], or dynamic thresholding (Saharia et al. 2022, sec. 2.3): the
-    bound is a quantile of |d| per sample, kept in [1, max_value], and the result divided by it.
-    Both have zero gradient where they are active, which pathwise agents feel.
+    bound is a quantile of |d| per sample, kept in [1, max_value], and the result is divided by it.
+    Both have zero gradient where they are active, which affects pathwise agents.
 
     Args:
         bound: static clipping range.

@@ -14,8 +14,8 @@ from torch import Tensor
 from ctrl_rl.networks.execution import FixedPrecision
 
 FLOW = "flow_prediction"  # the prediction_type of a network that predicts e - clean
-# Keys that a prior adds to a flow scheduler's config, for what its pipeline's call tells it: levels
-# fall from 1 to 1 / S by even steps, and the shift where it depends on the image's size.
+# Keys that a prior adds to a flow scheduler's config for what its pipeline's call passes: whether
+# levels fall evenly from 1 to 1 / S, and the shift if it depends on the image's size.
 UNIFORM, SHIFT = "uniform_sigmas", "mu"
 
 
@@ -30,7 +30,7 @@ class NoiseLevels(FixedPrecision, ABC):
 class DiffusionLevels(NoiseLevels):
     """The levels of a diffusion model; between whole timesteps noise / signal is linear.
 
-    So diffusers' Euler schedulers interpolate it, which visit timesteps in between.
+    diffusers' Euler schedulers, which visit timesteps in between, interpolate it likewise.
 
     Args:
         alpha_bar: [T] squared signal at every training timestep.

@@ -1,7 +1,7 @@
 """Kernels read off diffusers schedulers: the same betas, spacing, clipping and variances.
 
-The scheduler object is asked for its timesteps and signal levels and then dropped; what its
-`step` does with them is written here as weights, and the tests compare the two.
+The scheduler object only gives its timesteps and signal levels and is then dropped. Its `step` is
+written here as weights, and the tests compare the two.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.kernels.kernel import Clip, TransitionKernel
 from ctrl_rl.kernels.levels import FLOW
 
-# diffusers clamps DDPM variances from below at 1e-20; a step that is left with that is read out.
+# diffusers clamps DDPM variances from below at 1e-20; a step left with that is the read-out.
 _DETERMINISTIC_VARIANCE = 1e-16
 
 
@@ -32,16 +32,15 @@ def ddpm_kernel(
         scheduler_config: config of a diffusers scheduler; all its betas, spacings, prediction
             types, clipping and the variance types `fixed_small`, `fixed_small_log`, `fixed_large`.
         num_steps: K, stochastic steps.
-        final_noise: whether the last step draws noise where its variance is not 0. Algorithm 2 of
-            the paper does not, so that the last step is the read-out. diffusers does unless the
-            step starts at timestep 0, which matters for `fixed_large` with spacings other than
+        final_noise: whether the last step draws noise if its variance is not 0. Algorithm 2 of the
+            paper does not: the last step is then the read-out. diffusers does unless the step
+            starts at timestep 0, which matters for `fixed_large` with spacings other than
             `leading`.
         timesteps: the scheduler's training timesteps to visit, noisiest first: K, and one more for
-            the read-out where there is one. None takes the scheduler's own spacing.
+            the read-out if there is one. None takes the scheduler's own spacing.
 
     Raises:
-        ConfigError: K out of range, timesteps that do not fit, or a variance that is learned or not
-            known.
+        ConfigError: K out of range, timesteps that do not fit, or a learned or unknown variance.
     """
     from diffusers import DDPMScheduler
 
@@ -130,7 +129,7 @@ def euler_ancestral_kernel(
     """Ancestral sampling with Euler steps (Karras et al. 2022, alg. 2 without its correction).
 
     In this project's units, where latents keep their variance, a step is that of DDIM with eta = 1.
-    What differs are the timesteps, which may lie between whole ones, and the end, a read-out.
+    It differs in its timesteps, which may lie between whole ones, and its end, a read-out.
 
     Args:
         scheduler_config: config of a diffusers scheduler; all its betas, spacings and prediction
@@ -169,7 +168,7 @@ def _implicit(
 
 
 def _levels(alpha_bar: Tensor) -> dict[str, Tensor]:
-    """Signal and noise, from float32 as the priors have them."""
+    """Signal and noise, from float32 as in the priors."""
     level = alpha_bar.float()
     return {"signal": level.sqrt(), "noise": (1 - level).sqrt()}
 
@@ -180,7 +179,7 @@ def _with_steps(
     num_steps: int,
     tables: Callable[[Any], TransitionKernel],
 ) -> TransitionKernel:
-    """Give the scheduler as many inference steps as leave `num_steps` stochastic ones."""
+    """The kernel with as many inference steps as leave `num_steps` stochastic ones."""
     _check_diffusion(config)
     scheduler = kind.from_config(dict(config))
     limit = scheduler.config.num_train_timesteps - 1

@@ -1,4 +1,4 @@
-"""What training hands over, to go on from or to load."""
+"""What training saves, to resume or to load."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is needed to go on as if never interrupted.
+    """All that is needed to resume as if never interrupted.
 
     Attributes:
         update: number of finished updates.
@@ -24,7 +24,7 @@ class Checkpoint:
 
     @property
     def cost(self) -> dict[str, Any]:
-        """What training took, for summary.json."""
+        """The cost of training, for summary.json."""
         return {
             "steps": self.update,
             "denoiser_calls": self.counters["prior"] + self.counters["policy"],
@@ -33,5 +33,5 @@ class Checkpoint:
         }
 
 
-# What training took where there was none.
+# The cost without training.
 NO_TRAINING = {"steps": 0, "denoiser_calls": 0, "reward_calls": 0, "wall_s": 0.0}

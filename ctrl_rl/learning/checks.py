@@ -1,4 +1,4 @@
-"""What is asserted on one rollout before the first update, and of every reward after it."""
+"""Checks of one rollout before the first update, and of every reward after it."""
 
 import re
 from copy import deepcopy
@@ -19,16 +19,16 @@ from ctrl_rl.learning.replay import Replay, check_refresh
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rewards.reward import check_reward_bound
 
-_COMPILERS = ("torch._dynamo", "torch._inductor")  # where errors of torch.compile are from
+_COMPILERS = ("torch._dynamo", "torch._inductor")  # modules of torch.compile's errors
 
 
 def compile_networks(backend: str, process: DenoisingProcess, *policies: DenoisingPolicy) -> None:
-    """Have `torch.compile` compile the networks of a prior and of policies on it.
+    """Compile the networks of a prior and of policies on it with `torch.compile`.
 
     Args:
         backend: of `torch.compile`.
         process: gives the prior.
-        *policies: whose networks may be their own.
+        *policies: which may have their own networks.
 
     Raises:
         ConfigError: none has a network to compile, or the prior's is in half precision.
@@ -41,8 +41,8 @@ def compile_networks(backend: str, process: DenoisingProcess, *policies: Denoisi
             "with gradients than without, which log-ratios would take for a difference of policy "
             "and prior; use prior.dtype=float32, or compile=null"
         )
-    found = [policy.compile_network(backend) for policy in policies]
-    if not any([process.compile_network(backend), *found]):
+    compiled = [policy.compile_network(backend) for policy in policies]
+    if not any([process.compile_network(backend), *compiled]):
         raise ConfigError(
             f"compile={backend}: neither this prior nor this policy has a network that is worth "
             "compiling; use compile=null"
@@ -50,7 +50,7 @@ def compile_networks(backend: str, process: DenoisingProcess, *policies: Denoisi
 
 
 def check_start(env: LatentEnv, learner: Learner, *, tolerance: float = 0.0) -> None:
-    """Contracts and invariants on one rollout per plan of the untrained policy.
+    """Check contracts and invariants on one rollout of the untrained policy per plan.
 
     It leaves no trace.
 
@@ -62,12 +62,12 @@ def check_start(env: LatentEnv, learner: Learner, *, tolerance: float = 0.0) -> 
 
     Raises:
         ConfigError: prior, policy and reward do not fit each other, the agent reads a key that
-            rollouts do not have, or gives no losses.
+            rollouts lack, or gives no losses.
         InvariantError: the policy is not the prior, or a gradient that the agent needs is missing.
         NonFiniteError: a reward is not finite.
     """
     before = env.generator.get_state()
-    for phase in deepcopy(learner.agent).phases.values():  # which may keep a state
+    for phase in deepcopy(learner.agent).phases.values():  # they may keep state
         try:
             episode = _first_episode(env, learner, phase.plan, tolerance)
             _try(phase, episode, env, learner)
@@ -91,7 +91,7 @@ def _first_episode(
             check_refresh(policy, episode)
     except torch.OutOfMemoryError:
         raise  # a kind of RuntimeError
-    except RuntimeError as error:  # torch's kind for shapes that do not fit
+    except RuntimeError as error:  # what torch raises for shapes that do not fit
         reason = one_line(error)
         if type(error).__module__.startswith(_COMPILERS):
             raise ConfigError(f"compile fails ({reason}); compile=null does without") from error
@@ -104,7 +104,7 @@ def _first_episode(
 
 
 def _try(phase: Phase, episode: TensorDict, env: LatentEnv, learner: Learner) -> None:
-    """Have a phase prepare a rollout and compute a first loss; name what it lacks."""
+    """Let a phase prepare a rollout and compute a first loss; name a key that it lacks."""
     named, policy = type(phase).__name__, learner.policy
     try:
         prepared = phase.prepare(episode, RolledChain(env, policy))
@@ -129,7 +129,7 @@ def check_reward(env: LatentEnv, episode: TensorDict) -> None:
     """Refuse rewards that no evaluation could use.
 
     Raises:
-        NonFiniteError: one is not finite; names its labels.
+        NonFiniteError: one is not finite; names its condition.
         ConfigError: one exceeds the bound that the reward states.
     """
     reward = episode_reward(episode)

@@ -1,7 +1,7 @@
 """Offline datasets drawn from the prior itself, labelled by a reward's classifiers.
 
 The folder is an image folder as Hugging Face `datasets` reads it: pictures, and `metadata.csv` with
-`file_name`, a column of labels for every control, and the prompt where the prior has any.
+`file_name`, a column of labels for every control, and the prompt if the prior has prompts.
 """
 
 import csv
@@ -32,7 +32,7 @@ FILE_NAME = "file_name"  # what `datasets` calls the column
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """How much is drawn.
+    """How much to draw.
 
     Attributes:
         n: pictures.
@@ -62,21 +62,21 @@ def generate_dataset(
     settings: Mapping[str, Any],
     report: Callable[[int], None],
 ) -> dict[str, list[int]]:
-    """Draw pictures of the prior, label and write them; go on where a former call stopped.
+    """Draw pictures of the prior, label and write them; resume where an earlier call stopped.
 
     Args:
         process: prior, kernel and the reward that labels.
-        plan: how much is drawn.
+        plan: how much to draw.
         folder: gets the pictures, metadata.csv and dataset.json.
-        settings: what else decides the pictures and labels, as json; kept, and compared when a
-            folder is gone on with.
-        report: told how many pictures there are, after every batch.
+        settings: all else that decides the pictures and labels, as json; stored, and compared when
+            a folder is resumed.
+        report: called with the number of pictures, after every batch.
 
     Returns:
         How many pictures have each label, by control.
 
     Raises:
-        ConfigError: samples that are no pictures, a reward without classifiers, or see
+        ConfigError: samples that are not pictures, a reward without classifiers, or as in
             `check_folder`.
     """
     _check_labels(process)
@@ -105,7 +105,7 @@ def generate_dataset(
 
 
 def check_folder(folder: Path, plan: GenerationPlan, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder that cannot be gone on with, before anything is built.
+    """Refuse a folder that cannot be resumed, before anything is built.
 
     Raises:
         ConfigError: it holds something else, or was drawn with other settings.
@@ -139,7 +139,7 @@ def _columns(process: DenoisingProcess) -> list[str]:
 
 @torch.no_grad()
 def _drawn(env: LatentEnv) -> tuple[list[Tensor], list[list[str]]]:
-    """The samples of a batch, and their rows but for the file's name."""
+    """The samples of a batch, and their rows without the file's name."""
     process = env.process
     episode = rollout(env, PriorPolicy(process.kernel))
     samples = episode[keys.SAMPLE][:, -1]
@@ -173,7 +173,7 @@ def _check_labels(process: DenoisingProcess) -> None:
 def _start(
     folder: Path, plan: GenerationPlan, settings: Mapping[str, Any], columns: list[str]
 ) -> list[list[str]]:
-    """The rows that are there already, in whole batches; a new folder has none."""
+    """The existing rows, in whole batches; a new folder has none."""
     check_folder(folder, plan, settings)
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[list[str]] = []
@@ -193,7 +193,7 @@ def _start(
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file that is there whole or as it was."""
+    """Replace a file whole or not at all."""
     partial = file.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)

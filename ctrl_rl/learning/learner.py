@@ -23,7 +23,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-AUTO = "auto"  # the microbatch that fits is found by trial
+AUTO = "auto"  # find the microbatch that fits by trial
 _ADVICE = "try a lower trainer.learning_rate"
 
 
@@ -78,11 +78,11 @@ class TrainerConfig:
             raise ConfigError(f"trainer.max_grad_norm={self.max_grad_norm} must be > 0, or null")
 
     def within_budget(self, calls_per_update: Mapping[float, int]) -> "TrainerConfig":
-        """The same with the updates that `denoiser_calls` pays for; itself without a budget.
+        """The same with the updates that `denoiser_calls` pays for; unchanged without a budget.
 
         Args:
-            calls_per_update: evaluations of prior and policy, counted in samples, by the share of
-                training from which an update takes so many.
+            calls_per_update: evaluations of prior and policy in an update, counted in samples, by
+                the share of training from which they hold.
 
         Raises:
             ConfigError: the budget does not pay for one update.
@@ -106,23 +106,23 @@ class TrainerConfig:
 
 
 def _price(updates: int, calls_per_update: Mapping[float, int]) -> int:
-    """Calls of so many updates; more updates never cost less."""
+    """Calls of a number of updates; more updates never cost less."""
     done = (update / updates for update in range(updates))
     return sum(in_force(calls_per_update, progress) for progress in done)
 
 
 def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, without it."""
-    found = {name: value for name, value in state.items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix): value for name, value in found.items()}
+    matching = {name: value for name, value in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in matching.items()}
 
 
 class Learner:
     """Policy, agent and optimizer, and the state that a checkpoint must hold.
 
     Args:
-        policy: what is trained.
-        agent: its own parameters (critics and the like) are trained along.
+        policy: to train.
+        agent: its own parameters (critics and the like) are trained too.
         config: settings.
 
     Raises:
@@ -164,7 +164,7 @@ class Learner:
             losses: what `Agent.loss` gave.
 
         Returns:
-            The same without its graph.
+            The losses without their graph.
 
         Raises:
             NonFiniteError: a loss is not finite.
@@ -216,7 +216,7 @@ class Learner:
         return state
 
     def load(self, policy: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-        """Take over the policy's weights and what `state` gave."""
+        """Load the policy's weights and what `state` gave."""
         self.policy.load_state_dict(policy)
         self.agent.load_state_dict(without_prefix(state, "agent."))
         if self.average is not None:

@@ -1,4 +1,4 @@
-"""Training a small diffusion prior on an offline dataset, into a diffusers pipeline folder."""
+"""Train a small diffusion prior on an offline dataset, into a diffusers pipeline folder."""
 
 import json
 import math
@@ -70,12 +70,12 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train an unconditional UNet by the denoising objective and save it as a `DDPMPipeline`.
 
-    The target is what the scheduler's `prediction_type` says: noise (Ho, Jain, Abbeel 2020, eq.
-    14), velocity (Salimans and Ho 2022, app. D) or the sample itself; mean squared error, timesteps
+    The scheduler's `prediction_type` decides the target: noise (Ho, Jain, Abbeel 2020, eq. 14),
+    velocity (Salimans and Ho 2022, app. D) or the sample itself; mean squared error, timesteps
     uniform. Random numbers are the CPU's on every device. Deterministic on a CPU.
 
     Args:
-        dataset: its `plan.split` is used, and nothing else of it.
+        dataset: only its `plan.split` is used.
         plan: architecture, scheduler and optimisation.
         out: the folder to write; existing files in it are replaced.
         device: where the network is trained.
@@ -87,7 +87,7 @@ def pretrain(
     Raises:
         NonFiniteError: the loss is not finite.
     """
-    diffusers: Any = import_module("diffusers")  # heavy, and without types
+    diffusers: Any = import_module("diffusers")  # heavy and untyped
     images = as_float(dataset.split(plan.split)[0])
     started = time.monotonic()
     generator = torch.Generator().manual_seed(plan.seed)

@@ -1,9 +1,9 @@
 """From rollouts to the batches that an agent's losses see: epochs, minibatches, chunks, replay.
 
-Where a plan asks for more than one optimizer step per rollout, or for past episodes, the policy is
-evaluated anew on the stored latents: one network call for all [b, T] states of a piece. `loc`,
-`action_log_prob`, `kl` and `log_ratio` are then the present policy's, with a graph, and
-`behaviour_loc` stays that of the policy that acted.
+If a plan asks for more than one optimizer step per rollout, or for past episodes, the policy is
+re-evaluated on the stored latents: one network call for all [b, T] states of a piece. `loc`,
+`action_log_prob`, `kl` and `log_ratio` are then the current policy's, with a graph;
+`behaviour_loc` remains that of the policy that acted.
 """
 
 from collections.abc import Iterator
@@ -18,21 +18,21 @@ from ctrl_rl.agents.plan import RolloutPlan
 from ctrl_rl.errors import InvariantError
 from ctrl_rl.policies import DenoisingPolicy
 
-# nats per dimension between log pi at rollout and when evaluated anew in a batch of another shape:
-# float32 networks agree to about 1e-6, and a policy in another mode or precision does not to 1e-4
+# nats per dimension between log pi at rollout and re-evaluated in a batch of another shape: float32
+# networks agree to about 1e-6, and a policy in another mode or precision does not to 1e-4
 _REPLAY_TOLERANCE = 1e-4
 _OF_THE_END = (keys.CLEAN, keys.SAMPLE)
 
 
 def refresh(policy: DenoisingPolicy, episodes: TensorDict) -> TensorDict:
-    """Evaluate the policy anew on stored latents.
+    """Re-evaluate the policy on stored latents.
 
     Args:
-        policy: the present policy; its calls are counted.
+        policy: the current policy; its calls are counted.
         episodes: [b, T] of a rollout, any T.
 
     Returns:
-        [b, T], the same with `loc`, `action_log_prob`, `kl`, `log_ratio` of the present policy.
+        [b, T], the same with `loc`, `action_log_prob`, `kl`, `log_ratio` of the current policy.
     """
     flat = episodes.select(keys.X, keys.STEP, keys.CONTROL, keys.PRIOR_LOC).flatten(0, 1)
     control = dict(flat[keys.CONTROL].items())
@@ -48,14 +48,14 @@ def refresh(policy: DenoisingPolicy, episodes: TensorDict) -> TensorDict:
 
 
 def check_refresh(policy: DenoisingPolicy, episodes: TensorDict) -> None:
-    """Assert that evaluating anew gives what the rollout had.
+    """Assert that a re-evaluation equals the rollout.
 
     Args:
         policy: the policy of the rollout, unchanged since.
         episodes: [B, T].
 
     Raises:
-        InvariantError: log pi moved by more than rounding does.
+        InvariantError: log pi moved by more than rounding.
     """
     with torch.no_grad():
         again = refresh(policy, episodes)[keys.ACTION_LOG_PROB]
@@ -88,16 +88,16 @@ class Replay:
 
         Args:
             episodes: [B, K], a rollout under the plan, prepared by the agent.
-            policy: the present policy.
+            policy: the current policy.
 
         Yields:
-            Once per optimizer step: the pieces [b, T] whose losses are differentiated one by one.
-            Each is made when it is asked for.
+            Once per optimizer step: the pieces [b, T] whose losses are differentiated one by one,
+            each made on demand.
         """
         if not self.plan.makes_batches:
             yield iter([episodes])
             return
-        # Of a whole rollout only: repeated along time, cuts would copy them for every step.
+        # Only whole rollouts have them: cuts would copy these views for every step.
         episodes = episodes.exclude(*_OF_THE_END).detach()
         if self.buffer is not None:
             self._write(episodes.cpu())
@@ -120,20 +120,20 @@ class Replay:
         return {"written": torch.tensor(self.written), **{f"episodes.{k}": v for k, v in stored}}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave: every episode at its place."""
+        """Load what `state` gave: every episode at its position."""
         if self.buffer is None or not state:
             return
         stored = {k.removeprefix("episodes."): v for k, v in state.items() if k != "written"}
         shape = stored[keys.STEP].shape  # [size, T]
         size = shape[0]
         episodes = TensorDict(stored, batch_size=shape).unflatten_keys(".")
-        episodes = episodes.exclude(*_OF_THE_END)  # which older runs kept
+        episodes = episodes.exclude(*_OF_THE_END)  # older runs kept these
         written = int(state["written"])
         # The buffer is a ring: the oldest episode of a full one lies where the next is written.
         oldest = written % self.plan.replay if written > self.plan.replay else 0
         in_time = episodes[torch.arange(oldest, oldest + size) % size]
         if oldest:
-            self.buffer.extend(in_time[:oldest])  # moves the ring on; overwritten at once
+            self.buffer.extend(in_time[:oldest])  # advances the ring; overwritten at once
         self.buffer.extend(in_time)
         self.written = written
 

@@ -1,4 +1,4 @@
-"""The training loop; it knows the contracts, and no folder, logger or screen."""
+"""The training loop; it knows the contracts, but no folder, logger or screen."""
 
 import time
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ from ctrl_rl.learning.update import update
 
 
 class Trainer:
-    """Trains a policy in an env with an agent's losses: iterate over it, and it makes the updates.
+    """Trains a policy in an env with an agent's losses: iterating over it makes the updates.
 
     Args:
         env: where episodes happen; its generator is the only source of randomness.
         learner: policy, agent and optimizer.
         log_z: [conditions] nats, log Z of every condition in the process's order, for the live
-            estimate of the gap; None for no such estimate.
+            estimate of the gap; None for no estimate.
 
     Attributes:
         update: number of finished updates.
@@ -48,7 +48,7 @@ class Trainer:
         return self.earlier_s + time.monotonic() - self.started
 
     def __iter__(self) -> Iterator[dict[str, float]]:
-        """Make the updates that are left, and give the figures of each.
+        """Make the remaining updates, and give the figures of each.
 
         Raises:
             NonFiniteError: a reward, loss or gradient is not finite.
@@ -57,7 +57,7 @@ class Trainer:
             yield self._one_update()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint as if never interrupted.
+        """Resume from a checkpoint as if never interrupted.
 
         Raises:
             RunError: the checkpoint is of another policy or agent.

@@ -1,4 +1,4 @@
-"""One update, written once: a rollout, what the agent makes of it, gradients, optimizer steps."""
+"""One update, written once: a rollout, the agent's losses, gradients, optimizer steps."""
 
 import gc
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def update(
     Args:
         env: where the episodes happen.
         learner: policy, agent and optimizer.
-        phase: of the agent, in force now.
+        phase: the agent's current one.
         replay: serves the batches of its plan.
         step: makes an optimizer step and gives its figures.
         check: refuses a rollout before anything is learned from it.
@@ -55,7 +55,7 @@ def update(
 
 
 def rehearse(env: LatentEnv, learner: Learner) -> dict[float, int]:
-    """Make an update of every phase but for its optimizer steps; it leaves no trace.
+    """Make an update of every phase without its optimizer steps; it leaves no trace.
 
     Returns:
         Evaluations of prior and policy that it took, counted in samples, by the share of training
@@ -77,11 +77,11 @@ def rehearse(env: LatentEnv, learner: Learner) -> dict[float, int]:
 
 
 def fit_microbatch(env: LatentEnv, learner: Learner) -> int | None:
-    """Find by trial how many samples the networks can be given at once, and set it.
+    """Find by trial how many samples the networks can take at once, and set it.
 
-    A trial is a rehearsal, with room for the optimizer's moments in the place of its step: with all
-    samples at once, then in parts of a batch, of halves of it and so on, until memory suffices. It
-    leaves no trace. What else goes wrong in it is `check_start`'s to report.
+    A trial is a rehearsal, with room for the optimizer's moments instead of its step: first with
+    all samples at once, then in parts of one batch, of half a batch and so on, until memory
+    suffices. It leaves no trace. Any other failure in it is for `check_start` to report.
 
     Returns:
         Samples at once; None for all, without recomputing anything.
@@ -103,7 +103,7 @@ def fit_microbatch(env: LatentEnv, learner: Learner) -> int | None:
                     "an update of one sample at a time does not fit into the device's memory; use "
                     "prior.dtype=float16, a smaller prior.size or a smaller trainer.batch_size"
                 ) from error
-        gc.collect()  # of what the failed trial had
+        gc.collect()  # the failed trial's memory
         if env.device.type == "cuda":
             torch.cuda.empty_cache()
         rows = env.batch_size[0] if rows is None else -(-rows // 2)
@@ -117,5 +117,5 @@ def _trial(env: LatentEnv, learner: Learner) -> None:
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether an error says that memory is full; torch's libraries have a kind of their own."""
+    """Whether an error says that memory is full; torch's libraries raise their own kind."""
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)

@@ -1,6 +1,6 @@
 """Methods that need no training: samplers of a process, made by a yaml of `configs/method`.
 
-A method is a function or class of the process, and of settings of its own, that gives a
+A method is a function or class that takes the process and its own settings and gives a
 `ctrl_rl.evaluation.samplers.Sampler`: a policy without parameters, or a law.
 """
 

@@ -1,4 +1,4 @@
-"""The pretrained model itself: what any control has to improve on."""
+"""The pretrained model itself: what any control has to beat."""
 
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.evaluation.samplers import PolicySampler
@@ -6,5 +6,5 @@ from ctrl_rl.policies import PriorPolicy
 
 
 def prior(*, process: DenoisingProcess) -> PolicySampler:
-    """Draw as the pretrained model does, whatever is asked for; its gap is log Z - E[r]."""
+    """Draw as the pretrained model does, ignoring the controls; its gap is log Z - E[r]."""
     return PolicySampler(process, PriorPolicy(process.kernel))

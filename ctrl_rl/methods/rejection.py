@@ -1,11 +1,11 @@
 r"""Rejection: whole episodes of the prior, each accepted with probability e^(r - b), b >= r.
 
-What is accepted has the density p_ref(path) e^r / Z, the soft-optimal law itself: its gap is 0, and
-its samples are the exact conditional's. It needs a reward with a known upper bound b, and about
-e^(b - log Z) episodes of the prior for each sample, which is what makes training worth while.
+Accepted episodes have the density p_ref(path) e^r / Z, the soft-optimal law itself: the gap is 0,
+and the samples are the exact conditional's. It needs a reward with a known upper bound b, and about
+e^(b - log Z) episodes of the prior for each sample, which makes training worthwhile.
 
-Its soft return is log Z. What is reported for it is the log-mean-exp of the rewards of its own
-trials, so that the gap is the difference of two independent estimates of one number: 0 within its
+The soft return is log Z. It is reported as the log-mean-exp of the rewards of the method's own
+trials. The gap is then the difference of two independent estimates of one number: 0 within its
 interval, or something is wrong.
 """
 
@@ -38,7 +38,7 @@ class Rejection(Sampler):
 
     Args:
         process: the MDP; its reward has an upper bound.
-        trials: most episodes of the prior for one condition.
+        trials: largest number of episodes of the prior for one condition.
 
     Raises:
         ConfigError: no upper bound, or no trial.
@@ -62,7 +62,7 @@ class Rejection(Sampler):
         """Draw until n are accepted.
 
         Raises:
-            ConfigError: too few of all trials were.
+            ConfigError: too few trials were accepted.
         """
         samples, rewards, of_trials, missing = [], [], [], n
         for episodes, reward, mask in self._rounds(condition, batch_size, seed):
@@ -82,10 +82,10 @@ class Rejection(Sampler):
         )
 
     def strip(self, control: Mapping[str, Values], *, title: str, n: int, seed: int) -> Strip:
-        """Draw n episodes, the i-th of them of the i-th condition.
+        """Draw n episodes, the i-th under the i-th condition.
 
         Raises:
-            ConfigError: one has none of all trials accepted.
+            ConfigError: no trial was accepted for one of them.
         """
         latents: list[Tensor | None] = [None] * n
         samples: list[Tensor | None] = [None] * n
@@ -94,11 +94,11 @@ class Rejection(Sampler):
             for row in mask.nonzero()[:, 0].tolist():
                 if latents[row] is None:
                     latents[row], samples[row] = path[row], episodes[keys.SAMPLE][row, -1]
-            found = [each for each in latents if each is not None]
-            if len(found) == n:
+            accepted = [each for each in latents if each is not None]
+            if len(accepted) == n:
                 clean = [each for each in samples if each is not None]
-                return Strip(title, torch.stack(found), torch.stack(clean), paired=False)
-        self._refuse(len(found), n, title)
+                return Strip(title, torch.stack(accepted), torch.stack(clean), paired=False)
+        self._refuse(len(accepted), n, title)
 
     def _rounds(
         self, control: Mapping[str, Values], size: int, seed: int
@@ -116,9 +116,9 @@ class Rejection(Sampler):
             reward = episode_reward(episodes)
             yield episodes, reward, rejection_mask(reward, upper_bound=bound, generator=generator)
 
-    def _refuse(self, found: int, wanted: int, named: str) -> NoReturn:
+    def _refuse(self, taken: int, wanted: int, named: str) -> NoReturn:
         raise ConfigError(
-            f"method=rejection accepted {found} of {wanted} samples in {self.trials:,} trials for "
+            f"method=rejection accepted {taken} of {wanted} samples in {self.trials:,} trials for "
             f"{named}; ask for fewer, raise method.trials, or use another method"
         )
 

@@ -1,1 +1,1 @@
-"""Networks that the project owns, and how networks of any kind are run."""
+"""Networks that the project owns, and how networks of any kind run."""

@@ -16,21 +16,21 @@ class ModulatedImageNetwork(nn.Module):
     A `ModulatedPerceptron` sees the whole image at once, at 16x16 pixels at most, and so knows
     whether, where and what to draw. Residual blocks of 3x3 convolutions see the image and the
     draft at full size, squares of 2x2 pixels as one position (the space-to-depth of Shi et al.
-    2016, arXiv 1609.05158, turned around), and add what is local. Steps and labels scale and shift
-    the features everywhere (FiLM, Perez et al. 2018).
+    2016, arXiv 1609.05158, inverted), and add local detail. Steps and labels scale and shift the
+    features everywhere (FiLM, Perez et al. 2018).
 
     Args:
         shape: [C, H, W] of x, of any size.
         outputs: channels of the result.
-        num_steps: K; every step 0 .. K - 1 has modulations of its own.
-        controls: what can be asked for, by name.
+        num_steps: K; every step 0 .. K - 1 has its own modulations.
+        controls: the task's controls by name.
         width: hidden width of the perceptron.
         depth: its residual blocks.
         channels: of the convolutions.
         blocks: residual blocks of two convolutions; 0 for the perceptron alone.
     """
 
-    _COARSE = 16  # pixels a side that the perceptron sees at most: 1,536 numbers of RGB twice
+    _COARSE = 16  # largest side that the perceptron sees, in pixels: 1,536 numbers of RGB twice
     _SQUARE = 2  # pixels a side that become one position
 
     def __init__(
@@ -110,7 +110,7 @@ class _ModulatedBlock(nn.Module):
 class StepwiseEncoder(nn.Module):
     """A small convolutional network f(x, k) that starts at 0, for images of 4 to 64 pixels a side.
 
-    A residual block that knows the step works on the whole image. Strided convolutions halve it
+    A residual block that sees the step works on the whole image. Strided convolutions halve it
     until a side has at most 4 pixels; more such blocks follow, and a perceptron on all positions.
 
     Args:

@@ -1,6 +1,6 @@
-"""What networks read of controls: zero-initialised tables of labels and functions of numbers.
+"""How networks read controls: zero-initialised tables of labels and functions of numbers.
 
-A table by itself gives exactly 0 for null values, so that what asks for nothing changes nothing.
+A single table gives exactly 0 for null values: asking for nothing changes nothing.
 """
 
 import math
@@ -13,10 +13,10 @@ from ctrl_rl.controls import Categorical, Continuous, Control
 
 
 class NumberFeatures(nn.Module):
-    """F features of numbers [*N]: 1, u, and sines and cosines of u, with u in [-1, 1]; NaN has 0.
+    """F features of numbers [*N]: 1, u, and sines and cosines of u, with u in [-1, 1]; NaN gives 0.
 
     Args:
-        control: the interval, which u goes through from end to end.
+        control: the interval, which u spans.
     """
 
     _OCTAVES = 4  # the slowest wave has half a period on the interval, the fastest four
@@ -33,19 +33,19 @@ class NumberFeatures(nn.Module):
         u = (torch.where(asked, values, self.centre) - self.centre) / self.half_width
         octaves = 2.0 ** torch.arange(self._OCTAVES, device=values.device)
         phase = math.pi / 2 * u[..., None] * octaves
-        found = torch.cat(
+        features = torch.cat(
             [torch.ones_like(u)[..., None], u[..., None], phase.sin(), phase.cos()], -1
         )
-        return found * asked[..., None]
+        return features * asked[..., None]
 
 
 class LabelTable(nn.Embedding):
-    """Rows [*N, E] by labels, and by another place if there are many tables in one; 0 at the start.
+    """Rows [*N, E] by label, and by table if it holds many tables; 0 at the start.
 
     Args:
         control: the labels; the null label has a row too.
         features: E.
-        tables: how many tables.
+        tables: number of tables.
     """
 
     def __init__(self, control: Categorical, features: int, tables: int | None = None) -> None:
@@ -56,7 +56,7 @@ class LabelTable(nn.Embedding):
         nn.init.zeros_(self.weight)
 
     def forward(self, label: Tensor, table: Tensor | None = None) -> Tensor:
-        """Look up labels [*N], in tables [*N] where there are many."""
+        """Look up labels [*N], in tables [*N] if there are many."""
         return super().forward(label if table is None else table * self.rows + label)
 
 
@@ -66,7 +66,7 @@ class NumberTable(nn.Module):
     Args:
         control: the interval.
         features: E.
-        tables: how many functions, each with weights of its own; None for one.
+        tables: number of functions, each with its own weights; None for one.
     """
 
     def __init__(self, control: Continuous, features: int, tables: int | None = None) -> None:
@@ -75,7 +75,7 @@ class NumberTable(nn.Module):
         self.weight = nn.Parameter(torch.zeros(tables or 1, self.read.COUNT, features))
 
     def forward(self, value: Tensor, table: Tensor | None = None) -> Tensor:
-        """Evaluate at numbers [*N], by functions [*N] where there are many."""
+        """Evaluate at numbers [*N], by functions [*N] if there are many."""
         if table is None:
             return self.read(value) @ self.weight[0]
         return torch.einsum("...f,...fe->...e", self.read(value), self.weight[table])
@@ -85,19 +85,19 @@ _TABLES = {Categorical: LabelTable, Continuous: NumberTable}
 
 
 def table_of(control: Control, features: int, tables: int | None = None) -> nn.Module:
-    """What the kind of control needs: `LabelTable` or `NumberTable`."""
+    """The table for a kind of control: `LabelTable` or `NumberTable`."""
     return _TABLES[type(control)](control, features, tables)
 
 
 class ControlEmbedding(nn.Module):
     """Sum of one zero-initialised table per named control.
 
-    Additive, so that the number of rows is the sum and not the product of the numbers of labels
-    (one row per combination would grow exponentially with the controls); 0 without any control. A
-    null value gives 0 and stays there, as it gets no gradient.
+    Additive: the number of rows is the sum of the numbers of labels, not their product (one row per
+    combination would grow exponentially with the controls); 0 without any control. A null value
+    gives 0 and stays there, as it gets no gradient.
 
     Args:
-        controls: what can be asked for, by name.
+        controls: the task's controls by name.
         features: width E of the embedding.
     """
 

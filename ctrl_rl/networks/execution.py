@@ -1,4 +1,4 @@
-"""How networks are run: their precision, and what bounds their memory for the price of time."""
+"""How networks run: their precision, and what saves memory at the price of time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ class FixedPrecision(nn.Module):
 
 @dataclass
 class Execution:
-    """How the networks of one prior, its decoder, the reward and policies on it are run.
+    """How the networks of one prior, its decoder, the reward and policies on it run.
 
-    One object that all of them share, copies of a network included, so that it is set in one place.
+    They all share one object, copies of a network included, so it is set in one place.
 
     Attributes:
-        microbatch: most samples that a network is given at once; None for all. Larger batches go in
+        microbatch: most samples per call of a network; None for all. Larger batches go in
             parts, and with a graph their activations are recomputed part by part.
         checkpointing: recompute activations in the backward pass instead of keeping them.
     """
@@ -39,25 +39,25 @@ class Execution:
     checkpointing: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Execution":
-        """The same: a copy of a network runs as the network does."""
+        """The same object: a copy of a network runs as the network does."""
         return self
 
 
 def in_parts(
     function: Callable[..., Tensor], *given: Tensor | None, rows: int | None, recompute: bool
 ) -> Tensor:
-    """A function of the rows of tensors, on so many rows at a time.
+    """Apply a function to the rows of tensors, `rows` at a time.
 
     Args:
-        function: of tensors with B rows, one result per row.
+        function: takes tensors with B rows, gives one result per row.
         *given: its arguments, [B, ...] or None.
-        rows: at most so many at a time; None for all at once. With a graph, what is given a number
-            here is recomputed in the backward pass, as all parts and all calls would fill the
-            memory together otherwise.
-        recompute: do so with all at once as well.
+        rows: most rows at a time; None for all at once. With a graph, a number here also recomputes
+            activations in the backward pass, as those of all parts and all calls together would
+            fill the memory.
+        recompute: recompute with all rows at once as well.
 
     Returns:
-        What the function gives, [B, ...].
+        The function's results, [B, ...].
     """
 
     def run(*part: Tensor | None, recompute: bool) -> Tensor:

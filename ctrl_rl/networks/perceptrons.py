@@ -17,8 +17,8 @@ class ConditionedPerceptron(nn.Module):
     Args:
         inputs: size of x.
         outputs: size of the result.
-        num_steps: K; steps enter as sines and cosines of k / K, and through a table of their own.
-        controls: what can be asked for, by name.
+        num_steps: K; steps enter as sines and cosines of k / K, and through their own table.
+        controls: the task's controls by name.
         width: hidden width.
         depth: hidden layers.
     """
@@ -61,15 +61,15 @@ class ConditionedPerceptron(nn.Module):
 class ModulatedPerceptron(nn.Module):
     """A residual perceptron f(x, k, y) that starts at 0; steps and labels scale its features.
 
-    Every layer's features are multiplied and shifted by what step and labels say (Perez et al.,
-    "FiLM", AAAI 2018, arXiv 1709.07871), so that a label can turn a direction off, which a bias
-    alone cannot. Features are normalised first (Ba et al. 2016, arXiv 1607.06450).
+    Step and labels multiply and shift every layer's features (Perez et al., "FiLM", AAAI 2018,
+    arXiv 1709.07871). So a label can turn a direction off, which a bias alone cannot. Features are
+    normalised first (Ba et al. 2016, arXiv 1607.06450).
 
     Args:
         inputs: size of x.
         outputs: size of the result.
-        num_steps: K; every step 0 .. K - 1 has modulations of its own.
-        controls: what can be asked for, by name.
+        num_steps: K; every step 0 .. K - 1 has its own modulations.
+        controls: the task's controls by name.
         width: hidden width.
         depth: residual blocks.
     """
@@ -125,8 +125,8 @@ class _ModulatedBlock(nn.Module):
 class Modulation(nn.Module):
     """Features [B, F, *S] times 1 + g, plus s; g and s [B, F] are sums of tables, 0 at the start.
 
-    One table of steps, and two per control: one that all steps share, so that what a value means is
-    learned at all of them, and one with rows for every step, as it means another thing there.
+    One table of steps, and two per control: one that all steps share, which learns what a value
+    means at all of them, and one with rows for every step, for what it means there.
     """
 
     def __init__(self, num_steps: int, controls: Mapping[str, Control], features: int) -> None:

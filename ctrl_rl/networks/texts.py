@@ -6,7 +6,7 @@ from typing import Any
 
 
 def warn_of_long(tokenizer: Any, texts: Sequence[str], limit: int | None = None) -> None:
-    """Name the texts of which an encoder does not read all.
+    """Warn of texts that an encoder does not read to the end.
 
     Args:
         tokenizer: the encoder's.

@@ -14,14 +14,14 @@ from ctrl_rl.priors import Prior
 
 
 class DriftPolicy(DenoisingPolicy):
-    """loc = prior_loc + scale_k u(x, k, y), so that the step's KL is exactly |u|^2 / 2.
+    """loc = prior_loc + scale_k u(x, k, y), so the step's KL is exactly |u|^2 / 2.
 
-    The prior's mean is read from the state: the policy costs no call of the prior of its own.
+    The prior's mean is read from the state: the policy adds no call of the prior.
 
     Args:
         prior: the pretrained model, for the latent's shape.
         kernel: the transition kernel.
-        controls: what can be asked for, by name.
+        controls: the task's controls by name.
         width: hidden width of the perceptron u.
         depth: its hidden layers.
 
@@ -62,7 +62,7 @@ class DriftPolicy(DenoisingPolicy):
         return prior_loc + expand_to(self.kernel.scale[step], x) * drift
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The embedding starts at 0 and learns with a rate of its own."""
+        """The embedding starts at 0 and learns at its own rate."""
         embedding = list(self.drift.embedding.parameters())
         chosen = {id(parameter) for parameter in embedding}
         return {

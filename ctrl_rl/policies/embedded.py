@@ -1,4 +1,4 @@
-"""What policies share whose network is the prior's own kind: a denoiser and an embedding of y."""
+"""Base of policies with the prior's kind of network: a denoiser and an embedding of y."""
 
 from collections.abc import Callable, Mapping
 
@@ -19,8 +19,8 @@ class EmbeddedPolicy(DenoisingPolicy):
     Args:
         prior: the pretrained model; its denoiser must accept an embedding.
         kernel: the transition kernel.
-        controls: what can be asked for, by name.
-        make_denoiser: gives the trained denoiser from the prior's.
+        controls: the task's controls by name.
+        make_denoiser: makes the trained denoiser from the prior's.
 
     Raises:
         ConfigError: the prior's denoiser has no input for an embedding.
@@ -53,14 +53,14 @@ class EmbeddedPolicy(DenoisingPolicy):
     ) -> Tensor:
         """Mean of the kernel's step from the trained clean estimate."""
         del prior_loc
-        # Without any control it is one row for all.
+        # Without controls it is one row for all.
         embedding = self.embedding(control).expand(len(x), -1)
         prompt = control.get(keys.PROMPT)
         denoised = self.denoiser(x, self.kernel.timesteps[step], embedding, prompt)
         return self.kernel.mean(x, denoised, step)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The embedding starts at 0 and learns with a rate of its own."""
+        """The embedding starts at 0 and learns at its own rate."""
         return {
             "network": list(self.denoiser.parameters()),
             "embedding": list(self.embedding.parameters()),

@@ -10,15 +10,15 @@ from ctrl_rl.priors import Denoiser, Prior
 
 
 class FineTunedPolicy(EmbeddedPolicy):
-    """Every weight of the prior's network is trained, and a zero-initialised embedding of y.
+    """Trains every weight of the prior's network, and a zero-initialised embedding of y.
 
     At initialisation the copy's output equals the prior's bit for bit. Meant for networks that fit
-    twice in memory; large ones train adapters on the one network instead.
+    twice in memory; for large ones, train adapters on the one network instead.
 
     Args:
         prior: the pretrained model; its denoiser must accept an embedding.
         kernel: the transition kernel.
-        controls: what can be asked for, by name.
+        controls: the task's controls by name.
 
     Raises:
         ConfigError: the prior's denoiser has no input for an embedding.

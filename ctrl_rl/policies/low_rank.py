@@ -20,18 +20,18 @@ class LowRankPolicy(EmbeddedPolicy):
     """The prior's network with adapters switched on, and a zero-initialised embedding of y.
 
     Every adapted layer computes W x + (alpha / rank) B A x with B = 0 at the start (Hu et al.,
-    "LoRA", ICLR 2022, arXiv 2106.09685), by peft. The reference is the same network with the
-    adapters off, as they are whenever this policy does not run: other callers of the prior see
+    "LoRA", ICLR 2022, arXiv 2106.09685), using peft. The reference is the same network with the
+    adapters off. They are off whenever this policy does not run, so other callers of the prior see
     nothing of them. At initialisation both outputs are equal bit for bit. Several policies can
-    stand on one prior.
+    share one prior.
 
     Args:
         prior: the pretrained model; its denoiser must accept an embedding.
         kernel: the transition kernel.
-        controls: what can be asked for, by name.
+        controls: the task's controls by name.
         rank: of every adapter.
         alpha: adapters are multiplied by alpha / rank; None for alpha = rank.
-        targets: ends of the names of the layers to adapt, linear or convolutional.
+        targets: endings of the names of layers to adapt, linear or convolutional.
 
     Raises:
         ConfigError: peft is not installed, no layer of that name, a size below 1, or no input for
@@ -62,7 +62,7 @@ class LowRankPolicy(EmbeddedPolicy):
 
 
 class AdaptedDenoiser(Denoiser):
-    """A denoiser with low-rank adapters that are on only while this one runs.
+    """A denoiser with low-rank adapters that are on only while it runs.
 
     Its parameters and its state are those of the adapters, in float32; the network stays the
     prior's.
@@ -71,7 +71,7 @@ class AdaptedDenoiser(Denoiser):
         denoiser: the prior's; adapters are put into its network.
         rank: of every adapter.
         alpha: adapters are multiplied by alpha / rank.
-        targets: ends of the names of the layers to adapt.
+        targets: endings of the names of layers to adapt.
 
     Raises:
         ConfigError: peft is not installed, or no layer of that name.
@@ -82,7 +82,7 @@ class AdaptedDenoiser(Denoiser):
     ) -> None:
         super().__init__()
         self.execution = denoiser.execution
-        self._denoiser = [denoiser]  # in a list, as the prior is no part of this module
+        self._denoiser = [denoiser]  # in a list: the prior is no part of this module
         self._settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "targets": tuple(targets)}
         before = {p for p in denoiser.parameters() if p.requires_grad}
         self.name, layers = _inject(denoiser, rank=rank, alpha=alpha, targets=targets)
@@ -100,7 +100,7 @@ class AdaptedDenoiser(Denoiser):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AdaptedDenoiser":
-        """Other adapters of the same values on the same network: a moving average needs no more."""
+        """New adapters with the same values on the same network: a moving average needs no more."""
         copy = AdaptedDenoiser(self._denoiser[0], **self._settings)
         copy.load_state_dict(self.state_dict())
         memo[id(self)] = copy
@@ -117,7 +117,7 @@ class AdaptedDenoiser(Denoiser):
             self._switch(on=False)
 
     def adapter_weights(self) -> dict[str, Tensor]:
-        """The adapters by the names that peft gives them, alpha / rank multiplied into B."""
+        """The adapters by peft's names, with alpha / rank multiplied into B."""
         weights: dict[str, Tensor] = {}
         for path, layer in zip(self.adapters, self._layers, strict=True):
             name, down, up = path.replace("/", "."), layer.lora_A, layer.lora_B
@@ -128,9 +128,9 @@ class AdaptedDenoiser(Denoiser):
         return weights
 
     def _switch(self, *, on: bool) -> None:
-        """These adapters on, and no others, or all off.
+        """Turn on these adapters and no others, or turn all off.
 
-        By peft's fields: its methods would freeze the adapters as well, and those of other
+        It sets peft's fields: peft's methods would also freeze the adapters, and those of other
         policies.
         """
         for layer in self._layers:
@@ -140,7 +140,7 @@ class AdaptedDenoiser(Denoiser):
 def _inject(
     denoiser: Denoiser, *, rank: int, alpha: int, targets: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
-    """Put adapters into a network: their name, and the layers by their path."""
+    """Put adapters into a network; returns their name, and the layers by path."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
@@ -166,8 +166,8 @@ def _inject(
             f"policy.targets={list(targets)}: the prior's network has no such layer; its linear "
             f"and convolutional layers end in {', '.join(sorted(ends)) or '(there are none)'}"
         ) from error
-    found = {path: layer for path, layer in adapted().items() if name in layer.lora_A}
-    for layer in found.values():  # peft casts to the network's type, in which AdamW's steps vanish
+    layers = {path: layer for path, layer in adapted().items() if name in layer.lora_A}
+    for layer in layers.values():  # peft casts to the network's type, in which AdamW's steps vanish
         layer.lora_A[name].float()
         layer.lora_B[name].float()
-    return name, found
+    return name, layers

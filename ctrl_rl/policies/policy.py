@@ -3,7 +3,7 @@
 A policy is a TensorDict module: it reads `x`, `step`, `control`, `prior_loc` of a state and writes
 `loc`, `scale`, `action`, `action_log_prob`. So a stock `env.rollout(K, policy)` works too. Actions
 are always drawn: a denoising policy without its noise is another model, so TorchRL's exploration
-type (deterministic outside a collector) does not apply; who wants the mean reads `loc`.
+type (deterministic outside a collector) does not apply. For the mean, read `loc`.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from ctrl_rl.kernels import TransitionKernel
 
 
 class DenoisingPolicy(TensorDictModuleBase, ABC):  # type: ignore[misc]
-    """Base of all policies; a subclass says where the mean of the next latent is.
+    """Base of all policies; a subclass gives the mean of the next latent.
 
     Args:
         kernel: gives the scale of every step.
@@ -36,12 +36,12 @@ class DenoisingPolicy(TensorDictModuleBase, ABC):  # type: ignore[misc]
     def mean(
         self, x: Tensor, step: Tensor, control: Mapping[str, Tensor], prior_loc: Tensor
     ) -> Tensor:
-        """Mean of the next latent; callers use `loc`, which counts.
+        """Mean of the next latent; callers use `loc`, which counts calls.
 
         Args:
             x: [B, *S] latent.
             step: [B] int64, 0 .. K-1.
-            control: labels, each [B] int64.
+            control: values by name, each [B], int64 for labels and float32 for numbers.
             prior_loc: [B, *S] the prior's mean at the same state, already computed.
 
         Returns:
@@ -60,7 +60,7 @@ class DenoisingPolicy(TensorDictModuleBase, ABC):  # type: ignore[misc]
         return {"network": [p for p in self.parameters() if p.requires_grad]}
 
     def compile_network(self, backend: str) -> bool:
-        """Compile the policy's large network; whether it has one that is not the prior's."""
+        """Compile the policy's large network; returns whether it has one besides the prior's."""
         del backend
         return False
 

@@ -19,11 +19,11 @@ Value = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 class RewardGuidedPolicy(DenoisingPolicy):
     r"""loc = policy's loc + scale_k a_k grad_d r(d, y) at d, the prior's clean estimate.
 
-    The reward itself says which way its gradient points, so that only how far to go is left to
-    learn: one number a_k per step, 0 at the start. Early on the clean estimate is a blur and the
-    gradient a hint. Towards the end the estimate is the sample; the gradient is right, and vanishes
-    where the sample already shows what was asked. In those last steps few episodes are still
-    undecided, so that a network that learns from episodes' rewards has little to learn from.
+    The reward's gradient gives the direction, so only how far to go is left to learn: one number
+    a_k per step, 0 at the start. Early on the clean estimate is a blur and the gradient a hint.
+    Towards the end the estimate is the sample; the gradient is right, and vanishes where the sample
+    already shows what was asked. In those last steps few episodes are still undecided, so a network
+    that learns from episodes' rewards has little to learn from.
 
     The drift is the policy's plus this one, as in the path integral sampler (Zhang, Chen, ICLR
     2022, arXiv 2111.15141), which adds a learned multiple of the gradient of the target's
@@ -31,17 +31,17 @@ class RewardGuidedPolicy(DenoisingPolicy):
     "Manifold Preserving Guided Diffusion", ICLR 2024, arXiv 2311.16424, with weights chosen by
     hand.
 
-    The cost: every step of an episode, in training and in sampling, takes a decoder and a reward
-    forward and backward. `reward_calls` counts them, `denoiser_calls` does not. Agents that
-    differentiate through the chain differentiate the gradient too; `trainer.microbatch` and
-    checkpointing do not bound the memory of that, which is small for small classifiers only. Agents
-    with several epochs or minibatches compute the gradient anew in each.
+    The cost: every step of an episode, in training and in sampling, runs decoder and reward forward
+    and backward. `reward_calls` counts them, `denoiser_calls` does not. Agents that differentiate
+    through the chain differentiate the gradient too; `trainer.microbatch` and checkpointing do not
+    bound the memory for that, which is small for small classifiers only. Agents with several epochs
+    or minibatches compute the gradient anew in each.
 
-    Where the reward does not depend on the sample, as with all labels null, nothing is added.
+    If the reward does not depend on the sample, as with all labels null, nothing is added.
 
     Args:
-        policy: any other.
-        value: the reward in nats [B] of clean latents [B, *S] under labels; None where it has no
+        policy: any other policy.
+        value: the reward in nats [B] of clean latents [B, *S] under labels; None if it has no
             gradient.
 
     Raises:
@@ -106,7 +106,7 @@ class RewardGuidedPolicy(DenoisingPolicy):
         return gradient
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Those of the policy, and the weights, which have a rate of their own."""
+        """The policy's groups, and the weights, which have their own rate."""
         return {**self.policy.parameter_groups(), self._GROUP: list(self.weights.parameters())}
 
     def compile_network(self, backend: str) -> bool:

@@ -20,20 +20,20 @@ class SideImagePolicy(DenoisingPolicy):
 
     `SideNetworkPolicy` for latents that are images [C, H, W], of any size. It differs in two ways:
 
-    - One network per control, and their drifts add up. Where labels are independent given the
+    - It has one network per control, and their drifts add up. If labels are independent given the
       latent, so do the log-probabilities that they approximate: log h(x, y_1, y_2) = log h(x, y_1)
       + log h(x, y_2). A control at its null label adds exactly nothing. So each control works
-      alone, though no episode of training asked for it alone, and an episode that asks for nothing
-      is the prior's.
-    - It reads the prior's clean estimate in the place of its drift: the same knowledge, taken from
-      the prior's mean without another call, but a picture. Early estimates hardly differ from each
-      other, and those few differences say what is to come. So their mean and spread are taken out
-      step by step; 64 episodes of the prior tell them, drawn once, when the policy is built.
+      alone, even if no training episode asked for it alone, and an episode that asks for nothing is
+      the prior's.
+    - It reads the prior's clean estimate instead of its drift: the same knowledge, taken from the
+      prior's mean without another call, but as a picture. Early estimates hardly differ from each
+      other, and their few differences say what is to come. So their mean and spread are taken out
+      step by step; they come from 64 episodes of the prior, drawn when the policy is built.
 
     Args:
         prior: the pretrained model.
         kernel: the transition kernel.
-        controls: what can be asked for, by name; without any there is one network.
+        controls: the task's controls by name; without any there is one network.
         width: hidden width of the perceptron that sees the whole image.
         depth: its residual blocks.
         channels: of the convolutions.
@@ -43,8 +43,8 @@ class SideImagePolicy(DenoisingPolicy):
         ConfigError: a size below 1, or latents that are no images.
     """
 
-    # Adam moves every weight of a last layer by the learning rate, all for the same end, so that
-    # its first few updates would overshoot: the gap rose from 4.8 to 12 nats on faces without it.
+    # Adam moves every weight of a last layer by the learning rate, all to the same effect, so its
+    # first few updates would overshoot: the gap rose from 4.8 to 12 nats on faces without it.
     _GAIN = 0.1
 
     def __init__(
@@ -99,16 +99,16 @@ class SideImagePolicy(DenoisingPolicy):
         return prior_loc + self._GAIN * expand_to(self.kernel.scale[step], x) * total
 
     def _parts(self) -> dict[str, dict[str, Control]]:
-        """What each network is asked: one control, or none where the task has none."""
+        """The controls of each network: one, or none if the task has none."""
         return {name: {name: control} for name, control in self.controls.items()} or {"all": {}}
 
 
 class _Standard(FixedPrecision):
-    """Takes mean [K, *S] and spread [K] of the prior's clean estimates at every step out of one."""
+    """Standardises clean estimates by the prior's mean [K, *S] and spread [K] at every step."""
 
     mean: Tensor
     spread: Tensor
-    _EPISODES, _ROWS = 64, 16  # the mean is known to an eighth of the spread; at once
+    _EPISODES, _ROWS = 64, 16  # the mean is then known to an eighth of the spread; rows at once
 
     @torch.no_grad()
     def __init__(self, prior: Prior, kernel: TransitionKernel) -> None:

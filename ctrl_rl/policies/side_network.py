@@ -16,20 +16,20 @@ from ctrl_rl.priors import Prior
 
 
 class SideNetworkPolicy(DenoisingPolicy):
-    """loc = prior_loc + scale_k u(x, prior_loc, k, y), so that a step's KL is exactly |u|^2 / 2.
+    """loc = prior_loc + scale_k u(x, prior_loc, k, y), so a step's KL is exactly |u|^2 / 2.
 
     An additive side network (Zhang et al., "Side-Tuning", ECCV 2020, arXiv 1912.13503) that sees
-    the latent and the prior's drift, in standard deviations of the step: what the pretrained
-    network knows of the latent is in it and need not be learned again, as in DEFT (Denker et al.,
-    NeurIPS 2024, arXiv 2406.01781). The policy costs no call of the prior of its own, and far less
-    than one where the prior's network is large.
+    the latent and the prior's drift, in standard deviations of the step. The drift holds what the
+    pretrained network knows of the latent, which need not be learned again, as in DEFT (Denker et
+    al., NeurIPS 2024, arXiv 2406.01781). The policy adds no call of the prior, and costs far less
+    than one if the prior's network is large.
 
     A perceptron on flattened latents: meant for latents of up to a few thousand numbers.
 
     Args:
         prior: the pretrained model, for the latent's shape.
         kernel: the transition kernel.
-        controls: what can be asked for, by name.
+        controls: the task's controls by name.
         width: hidden width of the perceptron u.
         depth: its residual blocks.
 

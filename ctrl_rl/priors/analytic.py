@@ -1,8 +1,8 @@
 """Priors whose denoiser is known in closed form: the tests' ground truth, and tasks to train on.
 
 For data drawn from a mixture of isotropic Gaussians with weights w_m, means c_m and a shared
-standard deviation s, the noisy latent x = a z + b e (a the signal, b the noise) is a mixture as
-well, with means a c_m and variance v = a^2 s^2 + b^2, and the clean estimate is
+standard deviation s, the noisy latent x = a z + b e (a the signal, b the noise) is also a
+mixture, with means a c_m and variance v = a^2 s^2 + b^2, and the clean estimate is
 
     E[z | x] = sum_m p(m | x) (c_m + s^2 a / v * (x - a c_m)).
 """

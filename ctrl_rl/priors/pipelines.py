@@ -1,4 +1,4 @@
-"""`prior=diffusers`: any pipeline that the project knows, by its folder or its id on the hub."""
+"""`prior=diffusers`: any pipeline that the project knows, by folder or hub id."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def diffusers_prior(
     """Load a diffusers pipeline as a prior.
 
     Args:
-        path: the pipeline's folder, its id on the hub, or ``package://NAME`` for weights that come
+        path: the pipeline's folder, its id on the hub, or ``package://NAME`` for weights shipped
             with the project.
         prompts: what a text pipeline draws in training; null for unconditional ones.
         evaluation_prompts: what it draws in evaluations; None for the same.
@@ -46,10 +46,10 @@ def diffusers_prior(
         guidance_scale: of classifier-free guidance, at least 1; the guided law is the prior. 1 for
             no guidance, at half the cost; None for the pipeline's own default.
         size: height and width of a text pipeline's images, in pixels; None for the model's own.
-        dtype: of a text pipeline's networks; everything Gaussian is float32 in any case.
+        dtype: of a text pipeline's networks; everything Gaussian is always float32.
 
     Raises:
-        ConfigError: no such pipeline, a kind that is not known, or settings that do not fit it.
+        ConfigError: no such pipeline, an unknown kind, or settings that do not fit it.
     """
     check_choice("prior.dtype", dtype, _DTYPES)
     folder = resolve(path)
@@ -103,13 +103,13 @@ def _prompts(
     for name, given in (("prompts", training), ("evaluation_prompts", evaluation)):
         if isinstance(given, str):
             raise ConfigError(f"prior.{name}={given} must be a list, such as [{given}]")
-    found = Prompts(tuple(training), tuple(training if evaluation is None else evaluation))
-    for name, given in (("prompts", found.training), ("evaluation_prompts", found.evaluation)):
+    prompts = Prompts(tuple(training), tuple(training if evaluation is None else evaluation))
+    for name, given in (("prompts", prompts.training), ("evaluation_prompts", prompts.evaluation)):
         twice = [prompt for prompt in given if given.count(prompt) > 1]
         if not given or twice:
             what = f"has '{twice[0]}' twice; give each once" if twice else "is empty; leave it out"
             raise ConfigError(f"prior.{name} {what}")
-    return found
+    return prompts
 
 
 def _kind(path: str, source: str) -> str:
@@ -118,7 +118,7 @@ def _kind(path: str, source: str) -> str:
 
     try:
         return str(DiffusionPipeline.load_config(source)["_class_name"])
-    except Exception as error:  # of the hub's client, of json, of the file system
+    except Exception as error:  # from the hub's client, json, the file system
         raise unreachable("prior.path", path, _WANTED, error) from error
 
 
@@ -135,5 +135,5 @@ def _load(kind: str, path: str, source: str, dtype: str) -> Any:
     kept = {} if kind != "StableDiffusionPipeline" else without
     try:
         return getattr(diffusers, kind).from_pretrained(source, dtype=getattr(torch, dtype), **kept)
-    except Exception as error:  # a broken folder, a download that ended: many kinds
+    except Exception as error:  # a broken folder, an aborted download: many kinds
         raise unreachable("prior.path", path, _WANTED, error) from error

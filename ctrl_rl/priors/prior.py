@@ -1,8 +1,8 @@
-"""What a pretrained diffusion model is to the rest of the project.
+"""The pretrained diffusion model as the rest of the project sees it.
 
 One convention: a denoiser maps a noisy latent to its estimate of the clean one,
-``denoised = denoiser(x, timestep, embedding)``, whatever its network predicts (noise, velocity or
-the sample itself). The conversion happens here, once, so that nothing downstream branches on it.
+``denoised = denoiser(x, timestep, embedding)``. Its network may predict noise, velocity or the
+sample itself; the conversion happens here, once, and nothing downstream branches on it.
 
 Any network becomes a prior in three lines::
 
@@ -32,7 +32,7 @@ class Denoiser(FixedPrecision, ABC):
 
     Attributes:
         embedding_features: E, width of the control embedding that it accepts; 0 for none.
-        execution: how the network is run.
+        execution: how the network runs.
         calls: evaluations so far, counted in samples.
     """
 
@@ -50,7 +50,7 @@ class Denoiser(FixedPrecision, ABC):
         """Estimate the clean latent; shapes as in `forward`."""
 
     def compile_network(self, backend: str) -> bool:
-        """Have `torch.compile` compile the network; whether this denoiser has one of its own.
+        """Compile the network with `torch.compile`; returns whether this denoiser owns one.
 
         Args:
             backend: of `torch.compile`.
@@ -69,9 +69,9 @@ class Denoiser(FixedPrecision, ABC):
 
         Args:
             x: [B, *S] noisy latent.
-            timestep: [B] training timestep, int64, or float32 for one in between.
-            embedding: [B, E] control embedding, or None for the pretrained model as it is.
-            prompt: [B] int64 places in the prior's prompts, or None for a prior without.
+            timestep: [B] training timestep, int64, or float32 if between two.
+            embedding: [B, E] control embedding, or None for the unchanged pretrained model.
+            prompt: [B] int64 indices of the prior's prompts, or None for a prior without prompts.
 
         Returns:
             [B, *S] float32.
@@ -87,7 +87,7 @@ class NetworkDenoiser(Denoiser):
 
     Args:
         network: called as ``network(x, timestep, embedding)``, with a fourth argument ``prompt``
-            where the prior has prompts; returns [B, *S].
+            if the prior has prompts; returns [B, *S].
         scheduler_config: a diffusers scheduler's config: betas and `prediction_type`
             (`epsilon`; `v_prediction`, Salimans and Ho 2022, app. D; `sample`; or
             `flow_prediction`, noise less clean latent).
@@ -113,18 +113,18 @@ class NetworkDenoiser(Denoiser):
             )
         self.levels = noise_levels(scheduler_config)
         self.compiled = False
-        # What lies in memory in another order is multiplied in another way by weights that are
-        # trained than by frozen ones, and on some processors rounded otherwise: a policy's copy
-        # would not equal the prior bit for bit.
+        # Inputs in another memory order are multiplied differently by trained weights than by
+        # frozen ones, and on some processors rounded differently: a policy's copy would not equal
+        # the prior bit for bit.
         for module in network.modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_pre_hook(_contiguous)
 
     def compile_network(self, backend: str) -> bool:
-        """Compile the network; its weights and their names stay as they are."""
-        # Whole, or an error: torch would run what it cannot compile as it is, and what it is asked
-        # for in more ways than its limit of eight. Without and with adapters, every agent's and
-        # average's own, with gradients or not, for one sample or more, there are more than that.
+        """Compile the network; its weights and their names stay the same."""
+        # Whole, or an error: torch would run uncompiled what it cannot compile, and what has more
+        # variants than its limit of eight. There are more: without and with adapters, every agent's
+        # and average's own, with gradients or not, for one sample or more.
         self.network.compile(
             backend=backend, fullgraph=True, recompile_limit=64, isolate_recompiles=True
         )
@@ -137,7 +137,7 @@ class NetworkDenoiser(Denoiser):
         """Run the network and convert its prediction to the clean latent, in float32."""
         weights = next(self.network.parameters(), x)
         given: list[Tensor | None] = [x.to(weights.dtype), timestep, embedding]
-        if prompt is not None:  # so that a network without prompts need not know of them
+        if prompt is not None:  # networks without prompts need not know of them
             given.append(prompt)
         if self.compiled:
             given = [None if each is None else _of_any_batch(each) for each in given]
@@ -159,7 +159,7 @@ def _contiguous(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, .
 
 
 def _of_any_batch(tensor: Tensor) -> Tensor:
-    """A tensor whose first size and whose strides need no graph of their own in `torch.compile`."""
+    """A tensor whose first size and strides need no separate graph in `torch.compile`."""
     tensor = tensor.clone(memory_format=torch.contiguous_format)  # expanded ones have stride 0
     torch._dynamo.maybe_mark_dynamic(tensor, 0)
     return tensor
@@ -167,11 +167,11 @@ def _of_any_batch(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prior's own conditions: what it was trained to draw.
+    """The prior's prompts: what it was trained to draw.
 
     Attributes:
-        training: drawn, as often as each other, for the episodes of training.
-        evaluation: those that an evaluation goes through.
+        training: drawn for the episodes of training, all equally often.
+        evaluation: used in evaluations.
     """
 
     training: tuple[str, ...]
@@ -179,7 +179,7 @@ class Prompts:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Every prompt once, in the order of their places; the place behind the last is none."""
+        """Every prompt once, in the order of their indices; the index after the last is none."""
         return tuple(dict.fromkeys((*self.training, *self.evaluation)))
 
 
@@ -190,11 +190,11 @@ class Prior(nn.Module):
         denoiser: frozen on construction (no gradient to its weights, evaluation mode).
         scheduler_config: config of the diffusers scheduler that it was trained with.
         shape: shape of one latent, without the batch.
-        decoder: latent to sample, differentiable; None where latents are samples.
-        prompts: the prior's own conditions c; None where it has none.
+        decoder: latent to sample, differentiable; None if latents are samples.
+        prompts: the prior's prompts c; None if it has none.
 
     Attributes:
-        execution: how its networks are run, and all that share them.
+        execution: how its networks run, and all that share them.
     """
 
     def __init__(
@@ -219,13 +219,13 @@ class Prior(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Prior":
-        """Stay in evaluation mode: dropout in the reference would make the KL at start non-zero."""
+        """Stay in evaluation mode: dropout in the reference would make the initial KL non-zero."""
         return super().train(False)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent [B, *S] to sample [B, *D]; recomputes activations where the denoiser does."""
+        """Latent [B, *S] to sample [B, *D]; recomputes activations if the denoiser does."""
         how = self.execution
         saving = how.checkpointing or how.microbatch is not None
-        # One by one, so that the backward pass holds the activations of a single sample.
+        # One by one: the backward pass then holds the activations of a single sample.
         rows = 1 if saving and torch.is_grad_enabled() else how.microbatch
         return in_parts(self.decoder, latent, rows=rows, recompute=saving)

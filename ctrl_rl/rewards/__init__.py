@@ -1,4 +1,4 @@
-"""Rewards: a clean sample and a control in, nats out."""
+"""Rewards: a clean sample and its condition in, nats out."""
 
 from ctrl_rl.rewards.classifier import ClassifierReward as ClassifierReward
 from ctrl_rl.rewards.function import FunctionReward as FunctionReward

@@ -2,9 +2,9 @@ r"""The reward of CTRL: log-probability of the asked label under a classifier of
 
     r(sample, y) = sum_i w_i log p_i(y_i | sample)
 
-one classifier per control. Where the controls are independent given the sample, the sum with unit
-weights is the log-probability of all of them (Zhao et al. 2025, arXiv 2406.12120, ex. 2), and each
-classifier may come from a data set of its own.
+with one classifier per control. If the controls are independent given the sample, the sum with unit
+weights is their joint log-probability (Zhao et al. 2025, arXiv 2406.12120, ex. 2), and each
+classifier may come from its own data set.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from ctrl_rl.rewards.reward import Reward, checked_weights
 class LabelModel(Protocol):
     """Anything that gives normalised log-probabilities of labels.
 
-    One whose result has no gradient says `differentiable = False`; one whose labels are called
-    something says `label_names`, one for each.
+    Set `differentiable = False` if the result has no gradient, and `label_names`, one per label, if
+    the labels have names.
     """
 
     num_labels: int
@@ -37,7 +37,7 @@ class ClassifierReward(Reward):
 
     Args:
         classifiers: one calibrated classifier per named control.
-        weights: weight of each control, > 0; 1 where not given.
+        weights: weight of each control, > 0; 1 by default.
     """
 
     def __init__(

@@ -28,15 +28,15 @@ from ctrl_rl.rewards.reward import Reward
 class FunctionReward(Reward):
     """A plain callable ``function(sample, control) -> [B] nats`` as a reward.
 
-    Where nothing is asked for it is 0. Of several controls, the function sees a label that asks for
-    nothing as the place behind the last one, and a number as 0.
+    It is 0 if nothing is asked for. With several controls, the function sees a null label as the
+    index after the last one, and a null number as 0.
 
     Args:
         function: the callable, or its dotted path ``module.name``.
         controls: by name a number of labels, their names, or {low: …, high: …} for a number.
         differentiable: whether its result carries a gradient to the sample. If not, it is called
             without one, and agents that need the gradient are refused before any work.
-        upper_bound: nats that it never exceeds, or None; None makes the gap an estimate.
+        upper_bound: upper bound in nats, or None; None makes the gap an estimate.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class FunctionReward(Reward):
         self.upper_bound = upper_bound
 
     def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """Call the function and check what it gives back."""
+        """Call the function and check its result."""
         null = {name: kind.is_null(control[name]) for name, kind in self.controls.items()}
-        # Of numbers that ask for nothing the function sees some number, and no NaN.
+        # The function sees null numbers as 0, not as NaN.
         given = {name: values.nan_to_num() for name, values in control.items()}
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
             reward = torch.as_tensor(self.function(sample, given), device=sample.device).float()

@@ -1,4 +1,4 @@
-"""Classes of a quantity that is measured with an error."""
+"""Classes of a quantity measured with an error."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -26,15 +26,15 @@ class Graded(nn.Module):
 
         p(y | x) = P( edge_y <= measure(x) + std * noise < edge_{y+1} ),
 
-    so that log-probabilities are finite everywhere and tell which way a class lies. The most
+    so log-probabilities are finite everywhere and tell which way a class lies. The most
     probable label is the class itself, to within the error; as a held-out judge this is the oracle.
 
     Args:
         measure: gives the quantity.
         edges: between the classes, ascending, in the measure's unit; one more class than edges.
         std: of the error, > 0, in the same unit.
-        label_names: what the classes are called, in their order, such as [small, large]; none where
-            they are numbers.
+        label_names: names of the classes, in order, such as [small, large]; none if they are
+            numbers.
 
     Raises:
         ConfigError: edges that do not ascend, a standard deviation of 0 or less, or names that do
@@ -67,7 +67,7 @@ class Graded(nn.Module):
         """Log-probabilities [B, L] of samples [B, *D], in nats."""
         distance = (self.edges - self.measure(x)[:, None]) / self.std
         first, last = distance[:, :1], distance[:, -1:]
-        # Of a class between two edges: a difference of two tails on the side where both are small.
+        # A class between two edges: a difference of two tails, on the side where both are small.
         exact = distance.cpu() if distance.device.type == "mps" else distance  # without float64
         low, high = exact[:, :-1].double(), exact[:, 1:].double()
         upper = low + high > 0

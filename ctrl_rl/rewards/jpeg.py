@@ -1,4 +1,4 @@
-"""How well an image compresses: the paper's control, by the encoder itself."""
+"""How well an image compresses: the paper's control, measured by the encoder itself."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ def jpeg_kilobytes(image: Tensor, quality: int = 95) -> Tensor:
     """Sizes as JPEG files.
 
     Args:
-        image: [B, 3, H, W] or [B, 1, H, W] in [-1, 1]; what lies beyond is clamped.
+        image: [B, 3, H, W] or [B, 1, H, W] in [-1, 1]; values outside are clamped.
         quality: of the encoder, 1 to 95 (Pillow's scale).
 
     Returns:
@@ -34,7 +34,7 @@ def jpeg_kilobytes(image: Tensor, quality: int = 95) -> Tensor:
         Image.fromarray(array).save(file, "JPEG", quality=quality)
         return file.tell()
 
-    # Pillow encodes one image at a time, and lets go of the interpreter while it does.
+    # Pillow encodes one image at a time, and releases the interpreter meanwhile.
     with ThreadPoolExecutor() as pool:
         sizes = list(pool.map(size, arrays))
     return torch.tensor(sizes, dtype=torch.float32, device=image.device) / 1000

@@ -1,4 +1,4 @@
-r"""A number that is asked for: the mean of a coordinate, whose exact answer is known.
+r"""A numeric control with a known exact answer: the mean of a coordinate.
 
     r(sample, y) = log N(u; y, s^2) - log N(u; m, s^2) = (y - m) / s^2 u - (y^2 - m^2) / (2 s^2),
 
@@ -20,7 +20,7 @@ from ctrl_rl.rewards.reward import Reward
 class MeanShift(Reward):
     """Log-ratio of two Gaussians of a coordinate, one around the number asked for.
 
-    Differentiable; without an upper bound, as it is linear in the sample.
+    Differentiable; no upper bound, as it is linear in the sample.
 
     Args:
         direction: [d], of the coordinate; its length is divided out.

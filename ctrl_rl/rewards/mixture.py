@@ -9,7 +9,7 @@ from ctrl_rl.errors import ConfigError
 
 
 class MixtureClassifier(nn.Module):
-    """Which group of components a point belongs to, softened by a width of its own.
+    """Which group of components a point belongs to, softened by a width s.
 
         p(y | x) = sum_{m in y} N(x; c_m, s^2 I) / sum_m N(x; c_m, s^2 I)
 

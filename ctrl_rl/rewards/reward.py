@@ -1,7 +1,7 @@
-"""What a reward is: log-evidence of the control in a clean sample.
+"""The reward: log-evidence of the condition in a clean sample.
 
 The MDP multiplies it by the guidance strength. A reward with a known upper bound (log-probabilities
-have 0) makes the gap certified; without one it is only estimated.
+have 0) makes the gap certified; without one the gap is only estimated.
 """
 
 import math
@@ -22,7 +22,7 @@ _BOUND_TOLERANCE = 1e-5
 def checked_weights(
     weights: Mapping[str, float] | None, names: Collection[str]
 ) -> dict[str, float]:
-    """Weights of the parts of a sum by their names, 1 where none is given.
+    """Weights of the parts of a sum by name, 1 by default.
 
     Raises:
         ConfigError: a name that no part has, or a weight that is not > 0 and finite.
@@ -61,10 +61,10 @@ class Reward(nn.Module, ABC):
     """Base of all rewards.
 
     Attributes:
-        controls: what can be asked for, by name, without null values. Set each to a number of
-            labels, their names, {"low": …, "high": …} for a number, or a `Control`.
+        controls: by name, without null values. Set each to a number of labels, their names,
+            {"low": …, "high": …} for a number, or a `Control`.
         differentiable: whether gradients flow to the sample.
-        upper_bound: nats that no reward exceeds, or None where that is not known.
+        upper_bound: upper bound in nats, or None if it is unknown.
         reads_prompts: whether it needs the prompt under "prompt" of its control; a prior without
             prompts is refused.
     """
@@ -76,10 +76,10 @@ class Reward(nn.Module, ABC):
 
     @property
     def controls(self) -> dict[str, Control]:
-        """What can be asked for, by name.
+        """The controls by name.
 
         Raises:
-            ConfigError: set to what is no control.
+            ConfigError: set to something that is not a control.
         """
         return dict(self._controls)
 
@@ -88,11 +88,11 @@ class Reward(nn.Module, ABC):
         self._controls = {k: as_control(value, f"controls.{k}") for k, value in given.items()}
 
     def train(self, mode: bool = True) -> "Reward":
-        """Stay in evaluation mode: a reward is no part of what is trained."""
+        """Stay in evaluation mode: a reward is not trained."""
         return super().train(False)
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
-        """Be told the prior's prompts in the order of their places, where `reads_prompts`."""
+        """Take the prior's prompts in the order of their indices, if `reads_prompts`."""
         del prompts
 
     @abstractmethod
@@ -102,14 +102,14 @@ class Reward(nn.Module, ABC):
         Args:
             sample: [B, *D] float32.
             control: values, each [B], int64 for labels and float32 for numbers; the null value
-                (the place behind the last label, or NaN) asks for nothing.
+                (the index after the last label, or NaN) asks for nothing.
 
         Returns:
             [B] float32, nats.
         """
 
     def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
-        """What samples show of every control; None where that of one is not known.
+        """What samples show of every control; None if one of these is unknown.
 
         Most probable labels [B] int64, or numbers [B] float32.
         """

@@ -11,11 +11,11 @@ from ctrl_rl.rewards.reward import Reward, checked_weights
 
 
 class WeightedSum(Reward):
-    """r(sample, y) = sum_i w_i r_i(sample, y), in nats; it has the controls of all of them.
+    """r(sample, y) = sum_i w_i r_i(sample, y), in nats, with the controls of all r_i.
 
     Args:
-        rewards: by names of your own; no control in two of them.
-        weights: by those names, > 0; 1 where not given.
+        rewards: by names of your choice; no control in two of them.
+        weights: by those names, > 0; 1 by default.
 
     Raises:
         ConfigError: no reward, a control in two of them, or a weight that does not fit.
@@ -47,22 +47,22 @@ class WeightedSum(Reward):
         self.upper_bound = sum(known) if len(known) == len(bounds) else None
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
-        """Pass them to those that read them."""
+        """Pass the prompts to the rewards that read them."""
         for reward in self.rewards.values():
             if reward.reads_prompts:
                 reward.read_prompts(prompts)  # type: ignore[operator]
 
     def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """Sum what all give."""
+        """Sum the weighted rewards."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
             parts = [self.weights[name] * reward(sample, control) for name, reward in self._each()]
         total: Tensor = sum(parts[1:], parts[0])
         return total
 
     def predict(self, sample: Tensor) -> dict[str, Tensor] | None:
-        """Most probable labels of all controls; None where a reward does not say its own."""
-        found = [reward.predict(sample) for _, reward in self._each()]
-        known = {k: labels for each in found if each is not None for k, labels in each.items()}
+        """What samples show of all controls; None if a reward does not tell its own."""
+        predicted = [reward.predict(sample) for _, reward in self._each()]
+        known = {k: labels for each in predicted if each is not None for k, labels in each.items()}
         return known if known and known.keys() == self.controls.keys() else None
 
     def _each(self) -> list[tuple[str, Reward]]:

@@ -1,7 +1,7 @@
-"""Do the values of a config fit what they are given to? Asked before anything is built.
+"""Check that the values of a config fit their targets, before anything is built.
 
-The annotations of a class or function are the schema of its yaml: keys that it does not take, keys
-that it needs and values of another type are refused by their dotted name, for plug-ins as well.
+The annotations of a class or function are the schema of its yaml, for plug-ins as well: unknown
+keys, missing keys and values of another type are refused by their dotted name.
 """
 
 import inspect
@@ -51,7 +51,7 @@ def check_arguments(
 
 
 def check_value(value: Any, hint: Any, where: str) -> None:
-    """Raise `ConfigError` where the value of the key `where` is not of the annotated type."""
+    """Raise `ConfigError` if the value of the key `where` is not of the annotated type."""
     if not _fits(value, hint):
         shown = "null" if value is None else value
         raise ConfigError(f"{where}={shown} must be {_describe(hint)}")

@@ -37,7 +37,7 @@ def _make(config: DictConfig, where: str, /, **arguments: Any) -> Any:
     """Instantiate the node at the dotted name `where`, with arguments that no config can hold.
 
     Raises:
-        ConfigError: the node does not fit its target; errors of the project come as they are.
+        ConfigError: the node does not fit its target; errors of the project pass unchanged.
     """
     _check_node(OmegaConf.to_container(config, resolve=True), where, arguments)
     try:
@@ -50,7 +50,7 @@ def _make(config: DictConfig, where: str, /, **arguments: Any) -> Any:
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
         if isinstance(cause, CtrlError):
-            named = str(cause).startswith(f"{where}.")  # says by itself which setting it is
+            named = str(cause).startswith(f"{where}.")  # already names the setting
             raise (cause if named else type(cause)(f"{place}: {cause}")) from None
         raise ConfigError(f"{place} cannot be built: {one_line(cause)}") from error
 
@@ -65,12 +65,12 @@ def _check_node(node: Any, where: str, given: Collection[str] = ()) -> None:
     if "_target_" in node:
         try:
             target = get_object(node["_target_"])
-        except Exception as error:  # whatever a plug-in's module raises when it is imported
+        except Exception as error:  # importing a plug-in may raise anything
             reason = one_line(error)
             raise ConfigError(f"{where}._target_={node['_target_']} fails: {reason}") from error
         check_arguments(target, values, where, given)
     for key, value in values.items():
-        # What an agent builds itself, such as its critic, gets the agent's own task.
+        # What an agent builds itself, such as its critic, gets the agent's task.
         partial = isinstance(value, dict) and value.get("_partial_", False)
         _check_node(value, f"{where}.{key}", ("task",) if partial else ())
 
@@ -113,8 +113,8 @@ def set_threads(config: DictConfig) -> None:
 
 
 def build_compile_backend(config: DictConfig) -> str | None:
-    """The backend of `torch.compile` that networks are compiled with, or None."""
-    backend = config.get("compile")  # which older runs do not have
+    """The backend with which `torch.compile` compiles networks, or None."""
+    backend = config.get("compile")  # older runs do not have it
     if backend is None:
         return None
     check_value(backend, str, "compile")
@@ -149,7 +149,7 @@ def build_env(config: DictConfig, process: DenoisingProcess) -> LatentEnv:
 
 
 def check_seed(seed: Any, where: str = "seed") -> int:
-    """The seed, if a generator takes it."""
+    """The seed, checked to suit a generator."""
     check_value(seed, int, where)
     if not 0 <= seed < 2**63:
         raise ConfigError(f"{where}={seed} must be 0 or more, and less than 2^63")
@@ -174,8 +174,8 @@ def build_policy(config: DictConfig, process: DenoisingProcess) -> DenoisingPoli
 def _guided(
     config: DictConfig, process: DenoisingProcess, policy: DenoisingPolicy
 ) -> DenoisingPolicy:
-    """The policy with what the config's guidance adds, where there is any."""
-    if config.get("guidance") is None:  # which older runs do not have
+    """The policy with the config's guidance, if there is any."""
+    if config.get("guidance") is None:  # older runs do not have it
         return policy
     value = process.value_of_clean if process.reward_model.differentiable else None
     guided: DenoisingPolicy = _make(config.guidance, "guidance", policy=policy, value=value)
@@ -183,9 +183,9 @@ def _guided(
 
 
 def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
-    """The agent, refused where the reward has no gradient that it needs.
+    """The agent, refused if it needs a gradient that the reward lacks.
 
-    One with networks of its own is a `_partial_` node and gets a `TaskSpec` as `task`.
+    An agent with its own networks is a `_partial_` node and gets a `TaskSpec` as `task`.
     """
     task = TaskSpec(
         shape=process.shape, num_steps=process.num_steps, controls=process.conditions.controls
@@ -217,7 +217,7 @@ def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
 
 
 def build_method(config: DictConfig, process: DenoisingProcess) -> Sampler:
-    """What draws samples without any training."""
+    """The sampler of a method without training."""
     method: Sampler = _make(config.method, "method", process=process)
     return method
 
@@ -241,7 +241,7 @@ def build_evaluation_plan(config: DictConfig) -> EvaluationPlan:
 
 
 def build_heldout(config: DictConfig, process: DenoisingProcess) -> Mapping[str, LabelModel]:
-    """Classifiers by control that only judge; empty where a task has none."""
+    """Classifiers by control that only judge; empty if a task has none."""
     heldout: dict[str, LabelModel] = {}
     for name in _keys_of(config.evaluation.heldout, "evaluation.heldout"):
         if name not in process.controls:
@@ -258,7 +258,7 @@ def build_heldout(config: DictConfig, process: DenoisingProcess) -> Mapping[str,
 
 
 def build_logger(config: DictConfig) -> Callable[[Run], Any]:
-    """What makes a TorchRL logger, or None, that writes into a run's folder."""
+    """A function that makes a TorchRL logger, or None, for a run's folder."""
     target = config.logger["_target_"].rpartition(".")[2]
     if target == "WandbLogger" and find_spec("wandb") is None:
         raise ConfigError("logger=wandb needs a package that is not here: pip install wandb")
@@ -280,7 +280,7 @@ def build_dataset(config: DictConfig) -> OfflineDataset:
 
 
 def build_generation_plan(config: DictConfig) -> GenerationPlan:
-    """How many pictures are drawn."""
+    """How many pictures to draw."""
     for name in ("n", "batch_size"):
         check_value(config[name], int, name)
     return GenerationPlan(n=config.n, batch_size=config.batch_size, seed=check_seed(config.seed))

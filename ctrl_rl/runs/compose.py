@@ -1,7 +1,7 @@
-"""Composing configs: Hydra's compose with errors that a person can act on.
+"""Composing configs: Hydra's compose with errors that a user can act on.
 
 The yaml files are the registry: a group's choices are the files of its folder, here and in every
-folder given as `--config-dir`. No torch is imported, so that typing errors answer at once.
+folder given as `--config-dir`. No torch is imported: typos show at once.
 """
 
 import re
@@ -14,7 +14,7 @@ from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# Where classes are now that runs of earlier versions name.
+# New locations of classes that runs of earlier versions name.
 _MOVED = {
     "ctrl_rl.critics.": "ctrl_rl.agents.parts.critics.",
     "ctrl_rl.runs.no_logger": "ctrl_rl.runs.folder.no_logger",
@@ -31,28 +31,28 @@ def config_folder() -> Path:
 def files(group: str, extra: Sequence[str] = ()) -> dict[str, Path]:
     """The yamls of a group by name: the project's, then those of extra config folders."""
     folders = [Path(folder) for folder in extra] + [config_folder()]
-    found = [file for folder in folders for file in (folder / group).glob("*.yaml")]
-    return dict(sorted(((file.stem, file) for file in found), key=lambda pair: pair[0]))
+    yamls = [file for folder in folders for file in (folder / group).glob("*.yaml")]
+    return dict(sorted(((file.stem, file) for file in yamls), key=lambda pair: pair[0]))
 
 
 def groups(extra: Sequence[str] = ()) -> list[str]:
     """Names of all config groups."""
     folders = [config_folder(), *(Path(folder) for folder in extra)]
-    found = {path.name for folder in folders for path in folder.iterdir()}
-    return sorted(name for name in found if files(name, extra))
+    names = {path.name for folder in folders for path in folder.iterdir()}
+    return sorted(name for name in names if files(name, extra))
 
 
 def defaults(name: str) -> dict[str, str]:
-    """Groups of a main config, such as `train`, and what each is by default."""
+    """Groups of a main config, such as `train`, and the default of each."""
     text = (config_folder() / f"{name}.yaml").read_text()
-    found: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     for other in re.findall(r"^  - ([a-z]\w*)(?: #.*)?$", text, re.MULTILINE):
-        found |= defaults(other)  # of a main config that this one stands on
-    return found | dict(re.findall(r"^  - (\w+): (\S+)", text, re.MULTILINE))
+        chosen |= defaults(other)  # of a main config that this one extends
+    return chosen | dict(re.findall(r"^  - (\w+): (\S+)", text, re.MULTILINE))
 
 
 def check_folders(extra: Sequence[str]) -> None:
-    """Raise `ConfigError` where a `--config-dir` is not a folder."""
+    """Raise `ConfigError` if a `--config-dir` is not a folder."""
     for folder in extra:
         if not Path(folder).is_dir():
             raise ConfigError(f"--config-dir {folder} is not a folder")
@@ -67,7 +67,7 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
         extra: more config folders, searched after the project's; for plug-ins outside of it.
 
     Returns:
-        The resolved config; `choices` in it holds what was chosen of every group.
+        The resolved config; its `choices` hold the choice of every group.
 
     Raises:
         ConfigError: an unknown group, choice, key or a missing value, with the nearest match.
@@ -94,7 +94,7 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
         if unknown:
             key = unknown.group(1)
             good = [other for other in overrides if _key(other) != key]
-            if len(good) == len(overrides):  # the word stands in a file
+            if len(good) == len(overrides):  # the word is in a file
                 raise ConfigError(one_line(error)) from error
             raise ConfigError(_unknown(key, compose(name, good, extra))) from error
         raise ConfigError(one_line(error)) from error
@@ -106,7 +106,7 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
 
 
 def saved(file: Path, overrides: Sequence[str] = ()) -> "DictConfig":
-    """A run's own config, with overrides of keys that it has.
+    """A run's config, with overrides of keys that it has.
 
     Raises:
         RunError: the file is damaged.
@@ -175,7 +175,7 @@ def _key(word: str) -> str:
 
 
 def _unknown(key: str, config: "DictConfig") -> str:
-    """Message for an unknown key: the nearest of the keys beside it."""
+    """Message for an unknown key: names the nearest of the keys beside it."""
     parent = key.rpartition(".")[0]
     known = [other for other in _keys(config) if other.partition(".")[0] != "choices"]
     siblings = [other for other in known if other.rpartition(".")[0] == parent]

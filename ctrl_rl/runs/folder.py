@@ -1,15 +1,15 @@
 """A run is a folder.
 
     config.yaml       resolved config
-    metrics.jsonl     one line per update; no clock in it, so that equal seeds give equal files
+    metrics.jsonl     one line per update; no times in it: equal seeds give equal files
     summary.json      the evaluation
-    samples.png       what it looks like
-    denoising.gif     how it comes about, where latents are images
-    asked.png         what samples show over what was asked for, where a control is a number
+    samples.png       samples of the run
+    denoising.gif     how samples form, if latents are images
+    asked.png         what samples show over what was asked for, if a control is a number
     checkpoints/      000050/{policy,training}.safetensors and state.json; nothing is pickled
 
-A checkpoint is written beside its place and renamed, so that a killed run never leaves half of one,
-and it carries the hashes of its files, so that a damaged one is found before it is used.
+A checkpoint is written beside its place and renamed: a killed run never leaves half of one. It
+carries the hashes of its files, which reveal damage before it is used.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class RunPlan:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what would leave the root."""
+        """Refuse a name that would leave the root."""
         name = str(self.name)
         if name in ("", ".", "..") or Path(name).name != name:
             raise ConfigError(
@@ -64,7 +64,7 @@ class Run:
 
     @classmethod
     def check_free(cls, plan: RunPlan) -> None:
-        """Ask before any work whether `create` may make the folder.
+        """Check before any work that `create` may make the folder.
 
         Raises:
             RunError: the folder exists and may not be replaced.
@@ -133,7 +133,7 @@ class Run:
                 yield json.loads(line)
 
     def forget_after(self, update: int) -> None:
-        """Drop lines and checkpoints of updates that a resumed run will do again, and halves."""
+        """Drop lines and checkpoints of updates that a resumed run repeats, and partial ones."""
         for partial in self._checkpoints.glob("*.partial"):
             shutil.rmtree(partial)
         for later in self.checkpoints():
@@ -141,7 +141,7 @@ class Run:
                 shutil.rmtree(self._checkpoints / f"{later:06d}")
         file = self.path / "metrics.jsonl"
         if file.is_file():
-            kept = file.read_text().splitlines(keepends=True)[:update]  # a half one is the last
+            kept = file.read_text().splitlines(keepends=True)[:update]  # only the last may be half
             partial = file.with_suffix(".partial")
             partial.write_text("".join(kept))
             partial.replace(file)
@@ -177,7 +177,7 @@ class Run:
         return folder
 
     def checkpoints(self) -> list[int]:
-        """Updates at which there is a checkpoint, oldest first, whether good or not."""
+        """Updates with a checkpoint, oldest first, good or not."""
         folders = self._checkpoints.glob("*") if self._checkpoints.is_dir() else iter(())
         return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
 
@@ -217,7 +217,7 @@ class Run:
         return None
 
     def _read(self, update: int) -> Checkpoint:
-        """Read a checkpoint; raises one of `_DAMAGE` where a file is not what was written."""
+        """Read a checkpoint; raises one of `_DAMAGE` if a file is not what was written."""
         from safetensors.torch import load_file
 
         folder = self._checkpoints / f"{update:06d}"
@@ -244,7 +244,7 @@ def _hash(file: Path) -> str:
 
 
 def _strict(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON does not have: they become null."""
+    """The same without NaN and infinity, which JSON lacks: they become null."""
     if isinstance(value, Mapping):
         return {name: _strict(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

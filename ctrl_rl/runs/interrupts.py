@@ -10,7 +10,7 @@ from ctrl_rl.errors import CtrlError
 
 
 class Interrupted(CtrlError):
-    """The user pressed Ctrl-C; the message says how to go on."""
+    """The user pressed Ctrl-C; the message says how to resume."""
 
 
 @contextmanager

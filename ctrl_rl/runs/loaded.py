@@ -67,10 +67,10 @@ class LoadedRun:
     Attributes:
         config: the resolved config.
         env: the latent env, `trainer.batch_size` episodes.
-        sampler: what draws: the trained policy rolled out, or a method that needs no training.
+        sampler: the trained policy, or a method that needs no training.
         prior: the pretrained model.
-        cost: what training took until the checkpoint: steps, calls, seconds.
-        summary: what summary.json holds, or an empty dict before the evaluation.
+        cost: cost of training until the checkpoint: steps, calls, seconds.
+        summary: contents of summary.json, or an empty dict before the evaluation.
     """
 
     def __init__(self, run: Run, checkpoint: int | None = None) -> None:
@@ -79,7 +79,7 @@ class LoadedRun:
         self.sampler: Sampler
         process = build.build_process(self.config)
         self.env = build.build_env(self.config, process)
-        # Which older runs do not have.
+        # Older runs do not have it.
         process.execution.microbatch = self.config.trainer.get("microbatch")
         if self.config.get("method") is not None:
             self.cost, self.sampler = dict(NO_TRAINING), build.build_method(self.config, process)
@@ -117,7 +117,7 @@ class LoadedRun:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What summary.json holds, or an empty dict."""
+        """Contents of summary.json, or an empty dict."""
         file = self.run.path / "summary.json"
         return json.loads(file.read_text()) if file.is_file() else {}
 
@@ -131,9 +131,9 @@ class LoadedRun:
         """Draw clean samples.
 
         Args:
-            control: a value, or [n] of them: a label by its name or place, "yes" or 1, or a number
-                where the control is one; by name of the control where there are several, such as
-                {"glasses": "yes"}; under "prompt" one of the prior's prompts. What is not given, or
+            control: a value, or [n] of them: a label by name or index, such as "yes" or 1, or a
+                number for a numeric control. By name of the control if there are several, such as
+                {"glasses": "yes"}; "prompt" takes one of the prior's prompts. A missing control, or
                 "any", asks for nothing.
             n: number of samples.
             seed: same seed, same samples.
@@ -154,9 +154,9 @@ class LoadedRun:
         seed: int = 0,
         strength: float = 1.0,
     ) -> Strip:
-        """Draw clean samples with the latents that they come from; everything else as `sample`.
+        """Draw clean samples with their latents; everything else as `sample`.
 
-        Strips of the same n and seed have the same noise, whatever their control and strength.
+        Strips of the same n and seed have the same noise, for any condition and strength.
         """
         process = self.env.process
         if n < 1:
@@ -171,7 +171,7 @@ class LoadedRun:
                 has = f"the controls {known}; give values by control" if known else "no control"
                 raise ConfigError(f"this run has {has}")
             control = {next(iter(process.conditions.controls)): control}
-        # Whatever draws, at strength 0 it is the prior.
+        # At strength 0 every sampler is the prior.
         prior = PolicySampler(process, PriorPolicy(process.kernel))
         sampler = prior if strength == 0 else self.sampler.at_strength(strength)
         values = process.check_control(control, n)
@@ -188,10 +188,10 @@ class LoadedRun:
         """Measure the policy.
 
         Args:
-            plan: numbers of samples and the like; None for what the config's `evaluation` says.
+            plan: numbers of samples and the like; None for the config's `evaluation`.
             report: called with (conditions done, conditions in all), for a progress bar.
-            conditions: what is asked for, such as `[{"hat": "yes"}, {"glasses": "no"}]`; a control
-                that is left out is asked for nothing. None for every combination of labels.
+            conditions: such as `[{"hat": "yes"}, {"glasses": "no"}]`; an omitted control asks for
+                nothing. None for every combination of labels.
         """
         plan = plan or build.build_evaluation_plan(self.config)
         heldout = build.build_heldout(self.config, self.env.process)

@@ -46,12 +46,12 @@ def bar(
 
 
 def say(text: str) -> None:
-    """Print one line, never broken, so that a path in it can be copied."""
+    """Print one line, never broken, to keep paths in it copyable."""
     Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def show_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """Print prior, policy and exact conditional as a table, and what contradicts itself."""
+    """Print prior, policy and exact conditional as a table, and any contradictions."""
     say(f"\n{path}: {summary['agent']} on {summary['task']}, in nats")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")

@@ -1,6 +1,6 @@
 """From a config to a finished run folder: training, evaluation, summary and picture.
 
-`ctrl-rl train` and every cell of a benchmark are this one function.
+`ctrl-rl train` and every cell of a benchmark call this one function.
 """
 
 import logging
@@ -30,13 +30,13 @@ from ctrl_rl.runs.folder import Run
 from ctrl_rl.runs.interrupts import Interrupted, stop_on_interrupt
 from ctrl_rl.runs.progress import bar, say, show_summary
 
-# Nats per dimension. A compiled forward pass rounds otherwise with a backward pass than without
+# Nats per dimension. A compiled forward pass rounds differently with a backward pass than without
 # one: clean estimates of Stable Diffusion's architecture were up to 4e-6 apart.
 _COMPILED_TOLERANCE = 1e-4
-_PICTURE_SEED = 900_000  # added to the evaluation's: of the noise of pictures and films
+_PICTURE_SEED = 900_000  # added to the evaluation's, for the noise of pictures and films
 _LOG_Z_SEED = 777_777  # of the live gap estimate's prior samples, apart from training's
 
-# Both talk of what the project reports in its own words.
+# Both log what the project reports in its own words.
 logging.getLogger("torchrl").setLevel(logging.WARNING)
 logging.getLogger("hydra").setLevel(logging.CRITICAL)
 
@@ -52,8 +52,8 @@ def train_and_evaluate(
 
     Args:
         config: a resolved `train` config.
-        run: the folder to go on in; None makes the one that `config.run` names.
-        checkpoint: where to go on; None starts anew.
+        run: the folder to resume in; None makes the one that `config.run` names.
+        checkpoint: where to resume; None starts anew.
         quiet: no progress and no table.
 
     Returns:
@@ -61,9 +61,9 @@ def train_and_evaluate(
 
     Raises:
         CtrlError: a refused setting, or training that failed.
-        Interrupted: the user pressed Ctrl-C; the message says how to go on.
+        Interrupted: the user pressed Ctrl-C; the message says how to resume.
     """
-    # Everything is built and checked before any compute, and that before a folder is made.
+    # Build and check everything before any compute, and compute before making a folder.
     build.set_threads(config)
     settings, plan = build.build_trainer_config(config), build.build_evaluation_plan(config)
     make_logger, backend = build.build_logger(config), build.build_compile_backend(config)
@@ -76,18 +76,18 @@ def train_and_evaluate(
         compile_networks(backend, process, learner.policy, learner.result)
     rows = settings.microbatch
     if rows == AUTO:
-        # Only an accelerator says that its memory is full.
+        # Only accelerators report full memory.
         rows = fit_microbatch(env, learner) if env.device.type == "cuda" else None
-        config.trainer.microbatch = rows  # kept in the run: the bits of a run depend on it
+        config.trainer.microbatch = rows  # stored in the run: its bits depend on it
         if not quiet:
             say(f"trainer.microbatch=auto is {rows or 'null: all at once on this device'}")
     assert rows is None or isinstance(rows, int)
     process.execution.microbatch = rows
-    if checkpoint is None or backend is not None:  # which may fail on another machine
+    if checkpoint is None or backend is not None:  # compiling may fail elsewhere
         check_start(env, learner, tolerance=0.0 if backend is None else _COMPILED_TOLERANCE)
     if settings.denoiser_calls is not None:
         learner.config = settings = settings.within_budget(rehearse(env, learner))
-    # With prompts, every one of training would need prior samples of its own.
+    # With prompts, each one of training would need its own prior samples.
     log_z = None
     if process.prior.prompts is None and process.conditions.size <= plan.most_conditions:
         log_z = prior_log_z(
@@ -129,7 +129,7 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint, run: Run) -> None:
 def _train(
     trainer: Trainer, run: Run, logger: Any, report: Callable[[int, dict[str, float]], None]
 ) -> None:
-    """Make the updates that are left, each with a line of metrics, some with a checkpoint."""
+    """Make the remaining updates, each with a line of metrics, some with a checkpoint."""
     config = trainer.config
     if trainer.update == 0:
         run.save(trainer.checkpoint(), keep=config.keep_checkpoints)
@@ -157,7 +157,7 @@ def _train(
 
 
 def evaluate_method(config: DictConfig, *, quiet: bool = False) -> Run:
-    """Measure what needs no training, into a run folder of its own.
+    """Measure a method without training, into its own run folder.
 
     Args:
         config: a resolved `evaluate` config.
@@ -179,7 +179,7 @@ def evaluate_method(config: DictConfig, *, quiet: bool = False) -> Run:
 
 
 def compared_for(sampler: Sampler, plan: EvaluationPlan) -> list[Comparison]:
-    """What the picture and the film of an evaluation show, drawn apart from its figures."""
+    """The comparisons in an evaluation's picture and film, drawn apart from its figures."""
     conditions = plan.conditions_of(sampler.process)[:MOST_CONDITIONS]
     return compare(sampler, conditions, seed=plan.seed + _PICTURE_SEED)
 
@@ -195,14 +195,14 @@ def write_results(
 ) -> None:
     """Write pictures and, last, summary.json; print the table.
 
-    There is denoising.gif where latents are images, and asked.png where a control is a number.
+    They include denoising.gif if latents are images, and asked.png if a control is a number.
 
     Args:
         run: the run folder.
         config: the run's config.
-        cost: what training took, from its checkpoint.
+        cost: cost of training, from its checkpoint.
         evaluation: what was measured.
-        compared: what the picture and the film show; see `compared_for`.
+        compared: comparisons for the picture and the film; see `compared_for`.
         quiet: no table.
     """
     method = config.choices.get("method")

@@ -219,7 +219,8 @@ def test_two_policies_on_one_prior_do_not_mix(folder):
 
 def test_conditions_are_evaluation_prompts_with_labels(folder):
     process = process_of(folder, prompts=["cat", "dog"], evaluation_prompts=["fox", "dog"])
-    assert process.conditions.sizes == {"prompt": 3, "level": 2}
+    sizes = {name: control.size for name, control in process.conditions.controls.items()}
+    assert sizes == {"prompt": 3, "level": 2}
     names = [process.conditions.name(condition) for condition in process.conditions]
     assert names == [f"prompt={p}, level={i}" for p in ("fox", "dog") for i in (0, 1)]
     drawn = process.draw_control(64, torch.Generator().manual_seed(0))

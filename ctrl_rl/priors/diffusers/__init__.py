@@ -1,1 +1,1 @@
-"""Priors whose networks are those of diffusers."""
+"""Priors with networks from diffusers."""

@@ -17,10 +17,10 @@ from ctrl_rl.priors.prior import NetworkDenoiser, Prior, Prompts
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """What a text-to-image prior is asked to be.
+    """Settings of a text-to-image prior.
 
     Attributes:
-        prompts: the prior's conditions.
+        prompts: the prior's prompts.
         negative_prompt: what guidance leads away from, and what "no prompt" means.
         guidance_scale: of classifier-free guidance; 1 for none, None for the pipeline's own.
         size: height and width of images, in pixels, > 0; None for the model's own.
@@ -33,11 +33,11 @@ class TextSettings:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All that is encoded, the negative prompt last."""
+        """All texts to encode, the negative prompt last."""
         return (*self.prompts.all, self.negative_prompt)
 
     def guidance(self, pipeline: Any) -> float:
-        """The scale asked for, or that of the pipeline's call where it is given none."""
+        """The scale asked for, or else the default of the pipeline's call."""
         if self.guidance_scale is not None:
             return self.guidance_scale
         call = inspect.signature(type(pipeline).__call__)
@@ -45,19 +45,19 @@ class TextSettings:
 
 
 class GuidedNetwork(nn.Module, ABC):
-    """A pipeline's network that takes a prompt's place and a ready control embedding.
+    """A pipeline's network that takes a prompt's index and a ready control embedding.
 
-    The texts were encoded once and stand in a table, so no text encoder stays in memory. With
+    The texts were encoded once into a table, so no text encoder stays in memory. With
     classifier-free guidance (Ho, Salimans 2022, arXiv 2207.12598) the prediction is
 
         none + guidance_scale (asked - none),
 
     both in one call of twice the batch. The prior's law is then the guided one. The control
-    embedding enters the asked half alone, so that what it says is guided as the prompt is.
+    embedding enters the asked half alone, so it is guided as the prompt is.
 
     Args:
         texts: [P + 1, L, D] encoded prompts; the last one is the negative prompt.
-        added: by name, [P + 1, E] of what else the network takes per prompt, or nothing.
+        added: by name, [P + 1, E] of the network's other inputs per prompt, or nothing.
         guidance_scale: 1 for no guidance.
     """
 
@@ -79,7 +79,7 @@ class GuidedNetwork(nn.Module, ABC):
 
     @property
     def call(self) -> dict[str, Any]:
-        """What the stock pipeline's call needs for the same guidance."""
+        """Arguments of the stock pipeline's call for the same guidance."""
         return {"guidance_scale": self.guidance_scale}
 
     def stock_name(self, name: str) -> str:
@@ -126,7 +126,7 @@ class GuidedNetwork(nn.Module, ABC):
 class LatentDecoder(FixedPrecision):
     """Latents to images by a diffusers autoencoder, one image at a time to save memory.
 
-    Images are in [-1, 1] but for what the decoder overshoots: not clamped, as that stops gradients.
+    Images are in [-1, 1] up to the decoder's overshoot: not clamped, as that stops gradients.
 
     Args:
         vae: an `AutoencoderKL`; its encoder is dropped.
@@ -171,7 +171,7 @@ def guided_prior(
         network: the pipeline's, wrapped.
         config: of its scheduler.
         shape: of one latent.
-        prompts: the prior's conditions.
+        prompts: the prior's prompts.
     """
     denoiser = NetworkDenoiser(network, config, embedding_features=network.embedding_features)
     return Prior(
@@ -183,8 +183,8 @@ def encoded(pipeline: Any, settings: TextSettings, **given: Any) -> tuple[Tensor
     """The prompts and, as the last row, the negative one, encoded as the stock pipeline does.
 
     Args:
-        pipeline: one with classifier-free guidance, whose `encode_prompt` gives what it asks for
-            and what it leads away from by turns.
+        pipeline: one with classifier-free guidance, whose `encode_prompt` alternates between what
+            guidance leads to and what it leads away from.
         settings: its texts are encoded.
         **given: more arguments of `encode_prompt`.
 
@@ -214,13 +214,13 @@ def latent_size(
     """Height and width of a latent.
 
     Args:
-        pipeline: says how many pixels a latent's pixel has.
+        pipeline: gives the image pixels per latent pixel.
         size: height and width of the image, in pixels, > 0; None for the model's own.
-        default: the model's own height and width, or both in one, of the latent.
-        patch: latents' pixels that the network takes together, along each side.
+        default: the model's own latent height and width, or one number for both.
+        patch: latent pixels that the network takes together, along each side.
 
     Raises:
-        ConfigError: no multiples of what the model can draw.
+        ConfigError: sides that are not multiples of the model's unit.
     """
     if size is None:
         height, width = (default, default) if isinstance(default, int) else default

@@ -27,8 +27,8 @@ _T5_TOKENS = {"sd3": 256, "flux": 512}  # what the pipelines' calls let T5 read,
 class ControlledTimeEmbedding(nn.Module):
     """A transformer's `time_text_embed`, whose vector modulates all blocks, with a control added.
 
-    The control comes behind the pooled text, so that the stock transformer passes it on; zeros
-    leave every bit as it was.
+    The control is appended to the pooled text, so the stock transformer passes it on; zeros change
+    no bit.
 
     Args:
         stock: the transformer's own module.
@@ -75,7 +75,7 @@ class TextTransformer(GuidedNetwork):
         return int(self.transformer.time_text_embed.features)
 
     def stock_name(self, name: str) -> str:
-        """Without the module that was put around one of the network's."""
+        """Without the wrapper around one of the network's modules."""
         return name.replace("time_text_embed.stock.", "time_text_embed.")
 
     def predict(
@@ -94,7 +94,7 @@ class TextTransformer(GuidedNetwork):
             x: [B, C, H, W] latents.
             timestep: [B].
             text: [B, L, D].
-            modulation: [B, P + E] pooled texts, and the control's embedding behind them.
+            modulation: [B, P + E] pooled texts, followed by the control embedding.
             **more: for the stock network.
         """
         output: Tensor = self.transformer(
@@ -116,7 +116,7 @@ class PackedTransformer(TextTransformer):
         texts: see `GuidedNetwork`.
         pooled: [P + 1, E] pooled texts.
         guidance_scale: of classifier-free guidance; 1 for none.
-        embedded_guidance: what a guidance-distilled model is told; None for others.
+        embedded_guidance: guidance scale for a guidance-distilled model; None for others.
     """
 
     def __init__(self, *given: Any, embedded_guidance: float | None, **named: Any) -> None:
@@ -125,7 +125,7 @@ class PackedTransformer(TextTransformer):
 
     @property
     def call(self) -> dict[str, Any]:
-        """Guidance of the one kind or the other, or none."""
+        """Guidance of either kind, or none."""
         if self.embedded_guidance is not None:
             return {"guidance_scale": self.embedded_guidance}
         if self.guidance_scale == 1:
@@ -135,7 +135,7 @@ class PackedTransformer(TextTransformer):
     def run(
         self, x: Tensor, timestep: Tensor, text: Tensor, modulation: Tensor, **more: Any
     ) -> Tensor:
-        """Call the stock network on patches, with the places of patches and texts."""
+        """Call the stock network on patches, with the positions of patches and texts."""
         rows, columns = (side // _PATCH for side in x.shape[-2:])
         place = torch.zeros(rows, columns, 3, dtype=x.dtype, device=x.device)
         place[..., 1] += torch.arange(rows, device=x.device)[:, None]
@@ -143,7 +143,7 @@ class PackedTransformer(TextTransformer):
         told = self.embedded_guidance
         output = super().run(
             packed(x),
-            timestep / 1000,  # which the network multiplies by 1000
+            timestep / 1000,  # the network multiplies it by 1000
             text,
             modulation,
             guidance=None if told is None else torch.full((len(x),), told, device=x.device),
@@ -170,7 +170,7 @@ def sd3_prior(pipeline: Any, settings: TextSettings) -> Prior:
 
     Args:
         pipeline: its text encoders are used here and not kept.
-        settings: what it is asked to be.
+        settings: of the prior.
 
     Raises:
         ConfigError: images larger than the model has positions for.
@@ -196,12 +196,12 @@ def sd3_prior(pipeline: Any, settings: TextSettings) -> Prior:
 def flux_prior(pipeline: Any, settings: TextSettings) -> Prior:
     """A prior from a loaded `FluxPipeline`.
 
-    A guidance-distilled model is told the guidance scale and needs no second call; others have
-    none where the scale is None.
+    A guidance-distilled model takes the guidance scale as input and needs no second call; others
+    have no guidance if the scale is None.
 
     Args:
         pipeline: its text encoders are used here and not kept.
-        settings: what it is asked to be.
+        settings: of the prior.
 
     Raises:
         ConfigError: a negative prompt for a guidance-distilled model, or without guidance.
@@ -239,7 +239,7 @@ def flux_prior(pipeline: Any, settings: TextSettings) -> Prior:
 
 
 def _flow_config(config: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """The scheduler's config, with the shift that its pipeline computes for so many patches."""
+    """The scheduler's config, with the shift that its pipeline computes for a number of patches."""
     given = {**config, "prediction_type": FLOW}
     if config.get("use_dynamic_shifting"):
         few, many = config["base_image_seq_len"], config["max_image_seq_len"]

@@ -25,7 +25,7 @@ class TextUNet(GuidedNetwork):
         unet: the network; `class_embedding = Identity` makes the stock model accept a vector
             through `class_labels`.
         texts: see `GuidedNetwork`.
-        added: what SDXL takes per prompt, or nothing.
+        added: SDXL's other inputs per prompt, or nothing.
         guidance_scale: 1 for no guidance.
     """
 
@@ -64,10 +64,10 @@ def text_unet_prior(pipeline: Any, settings: TextSettings) -> Prior:
 
     Args:
         pipeline: its text encoders are used here and not kept.
-        settings: what it is asked to be.
+        settings: of the prior.
 
     Raises:
-        ConfigError: the UNet has class labels already, or other input than output channels.
+        ConfigError: the UNet has class labels already, or unequal input and output channels.
     """
     unet = pipeline.unet
     if unet.class_embedding is not None or unet.config.in_channels != unet.config.out_channels:
@@ -81,12 +81,12 @@ def text_unet_prior(pipeline: Any, settings: TextSettings) -> Prior:
     added = {}
     if pooled:
         # Size asked for, corner of the crop, size of the picture, in pixels (Podell et al., "SDXL",
-        # arXiv 2307.01952, sec. 2.2): no crop, as the stock pipeline has it.
+        # arXiv 2307.01952, sec. 2.2): no crop, as in the stock pipeline.
         pixels = [pipeline.vae_scale_factor * side for side in (height, width)]
         time_ids = torch.tensor([[*pixels, 0, 0, *pixels]]).expand(len(texts), -1)
         added = {"text_embeds": pooled[0], "time_ids": time_ids.to(texts.dtype)}
     network = TextUNet(unet, texts, added, guidance_scale=settings.guidance(pipeline))
-    # Schedulers of latent models leave it out or say False; the kernels' default is for pixels.
+    # Schedulers of latent models omit it or set False; the kernels' default is for pixels.
     config = {"clip_sample": False, **pipeline.scheduler.config}
     shape = (unet.config.in_channels, height, width)
     return guided_prior(pipeline, network, config, shape, settings.prompts)

@@ -14,7 +14,7 @@ class UNetWithEmbedding(nn.Module):
     """A diffusers `UNet2DModel` that takes a ready embedding, added to its time embedding.
 
     `class_embedding = Identity` makes the stock model accept a vector through `class_labels`, so
-    no forward pass is patched; a zero vector leaves every bit of the output as it was.
+    no forward pass is patched; a zero vector changes no bit of the output.
     """
 
     unet: Any
@@ -41,7 +41,7 @@ def diffusers_unet_prior(*, path: str) -> Prior:
     """Load a `DDPMPipeline` or `DDIMPipeline` folder: `unet/` and `scheduler/`.
 
     Args:
-        path: a folder, or ``package://NAME`` for weights that come with the project.
+        path: a folder, or ``package://NAME`` for weights shipped with the project.
 
     Raises:
         ConfigError: the folder is not an unconditional diffusers pipeline.

@@ -1,1 +1,1 @@
-"""Rewards by models of other people."""
+"""Rewards from third-party models."""

@@ -1,4 +1,4 @@
-"""BLIP's encoders of transformers, with weights by the names that BLIP's authors gave them."""
+"""BLIP's encoders from transformers, with weights by the names of BLIP's authors."""
 
 import math
 from collections.abc import Callable
@@ -25,17 +25,17 @@ _RENAMED = {
 
 
 class BlipWeights:
-    """Weights of a file, and the encoders that they are for, of the sizes that their shapes say.
+    """Weights of a file, and their encoders, whose sizes come from the weights' shapes.
 
     Args:
-        file: an existing one, of names that begin with "blip." for these encoders.
+        file: an existing one; names for these encoders begin with "blip.".
         hint: how to get the right file, for errors.
 
     Attributes:
-        tensors: all of the file, by their names.
+        tensors: all of the file, by name.
 
     Raises:
-        ConfigError: it cannot be read; and of all methods, it is not for such a network.
+        ConfigError: it cannot be read; in any method, it does not fit such a network.
     """
 
     def __init__(self, file: Path, hint: str) -> None:
@@ -47,7 +47,7 @@ class BlipWeights:
         transformers = transformers_package()
         width, _, _, patch = self.shape(f"{_VISION}patch_embed.proj.weight", 4)
         _, positions, _ = self.shape(f"{_VISION}pos_embed", 3)
-        patches = positions - 1  # the other one is the class token's
+        patches = positions - 1  # the remaining one is the class token's
         side = math.isqrt(max(patches, 0))
         if side == 0 or side * side != patches:
             raise self._refusal(f"{_VISION}pos_embed is for {patches} patches, which is no square")
@@ -58,7 +58,7 @@ class BlipWeights:
             num_attention_heads=self._heads(width),
             image_size=side * patch,
             patch_size=patch,
-            layer_norm_eps=1e-6,  # BLIP's own; transformers' default is another
+            layer_norm_eps=1e-6,  # BLIP's own; transformers' default differs
         )
         return self._filled(lambda: transformers.BlipVisionModel(config), _published)
 
@@ -67,7 +67,7 @@ class BlipWeights:
 
         Args:
             image_width: numbers in an image token.
-            length: tokens that it must have positions for.
+            length: tokens for which it must have positions.
         """
         transformers = transformers_package()
         words, width = self.shape(f"{_TEXT}embeddings.word_embeddings.weight", 2)
@@ -93,7 +93,7 @@ class BlipWeights:
 
     def _filled(self, make: Callable[[], Any], published: Callable[[str], str]) -> Any:
         """A network with these weights in float32, copied as they may be mapped from the file."""
-        with torch.device("meta"):  # as random weights of this size take seconds, and are not kept
+        with torch.device("meta"):  # random weights of this size take seconds, and are not kept
             network = make()
         filled = {}
         for name, empty in network.state_dict().items():
@@ -113,7 +113,7 @@ class BlipWeights:
         return name
 
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
-        """The shape of a tensor, which must be there and have so many dimensions."""
+        """The shape of a tensor, which must exist and have that many dimensions."""
         shape = tuple(self.tensors[self._named(name)].shape)
         if len(shape) != dimensions:
             raise self._refusal(f"{name} has shape {shape}, not {dimensions} dimensions")
@@ -125,7 +125,7 @@ class BlipWeights:
         return 1 + max(int(number) for number in numbers if number.isdecimal())
 
     def _heads(self, width: int) -> int:
-        """Shapes do not say it: ViT and BERT have heads of 64 numbers in all published sizes."""
+        """Shapes do not tell: ViT and BERT have 64 numbers per head in all published sizes."""
         heads = max(width // 64, 1)
         if width % heads:
             raise self._refusal(f"its width of {width} is no multiple of 64, that of a head")

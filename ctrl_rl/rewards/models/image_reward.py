@@ -16,7 +16,7 @@ from ctrl_rl.rewards.models.processors import Pixels
 
 _FILE = "ImageReward.pt"
 _HINT = f"give ImageReward's {_FILE} as published, such as by weights=zai-org/ImageReward"
-_TOKENS = 35  # of a prompt, [CLS] and [SEP] among them; what a longer one has more is cut off
+_TOKENS = 35  # of a prompt, [CLS] and [SEP] included; longer ones are cut
 _ADDED = 2  # rows of the word embedding, for [DEC] and [ENC], which no prompt has
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the head's output, as published
 
@@ -28,7 +28,7 @@ class ImageReward(nn.Module):
 
     (Xu et al. 2023, arXiv 2304.05977.) `vision` is BLIP's ViT; `text` is BLIP's BERT with
     cross-attention to all image tokens (Li et al. 2022, arXiv 2201.12086), whose first token is
-    [CLS], not the [ENC] of BLIP's own matching of images and texts; `head` has linear layers alone.
+    [CLS], not the [ENC] of BLIP's own matching of images and texts; `head` has only linear layers.
     Scores are standardised on the authors' data, and have no bound. Images are resized (bicubic, by
     the shorter side) and cropped to the square that the position embedding is for, 224 pixels.
 
@@ -66,9 +66,9 @@ class ImageReward(nn.Module):
         self.requires_grad_(False).eval()
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
-        """Tokenize them, once."""
+        """Tokenize the prompts, once."""
         warn_of_long(self.tokenizer, prompts, _TOKENS)
-        found = self.tokenizer(
+        batch = self.tokenizer(
             list(prompts),
             padding="max_length",
             truncation=True,
@@ -76,10 +76,10 @@ class ImageReward(nn.Module):
             return_tensors="pt",
         )
         device = self.tokens.device
-        self.tokens, self.mask = found["input_ids"].to(device), found["attention_mask"].to(device)
+        self.tokens, self.mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
 
     def forward(self, sample: Tensor, prompt: Tensor) -> Tensor:
-        """Scores [B] of images [B, C, H, W] for prompts [B], places among those read."""
+        """Scores [B] of images [B, C, H, W] for prompts [B], indices into those read."""
         image = self.vision(pixel_values=self.pixels(sample)).last_hidden_state
         text = self.text(
             input_ids=self.tokens[prompt],
@@ -98,7 +98,7 @@ def _head(given: BlipWeights, features: int) -> nn.Sequential:
 
 
 def _found(weights: str) -> Path:
-    """The file, fetched from the hub where it is not here."""
+    """The file, fetched from the hub if it is not here."""
     path = resolve(weights)
     if path.is_dir():
         path = path / _FILE
@@ -108,21 +108,21 @@ def _found(weights: str) -> Path:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(weights, _FILE))
-    except Exception as error:  # of the client and of the network
+    except Exception as error:  # from the client, the network
         what = f"a file of weights or a folder with {_FILE}"
         raise unreachable("weights", weights, what, error) from error
 
 
 def _tokenizer(transformers: Any, path: str, words: int) -> Any:
-    """BERT's tokenizer, for an embedding of so many words."""
+    """BERT's tokenizer, for an embedding of `words` words."""
     try:
-        found = transformers.AutoTokenizer.from_pretrained(source(path))
-    except Exception as error:  # of the hub's client, of json, of the file system
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source(path))
+    except Exception as error:  # from the hub's client, json, the file system
         raise unreachable("tokenizer", path, "BERT's tokenizer", error) from error
-    if not words - _ADDED <= len(found) <= words:
+    if not words - _ADDED <= len(tokenizer) <= words:
         raise ConfigError(
-            f"tokenizer={path} has {len(found)} words, and the weights are for {words - _ADDED}, "
-            "besides [DEC] and [ENC]; give the one that they were trained with, "
+            f"tokenizer={path} has {len(tokenizer)} words, and the weights are for "
+            f"{words - _ADDED}, besides [DEC] and [ENC]; give the one that they were trained with, "
             "google-bert/bert-base-uncased"
         )
-    return found
+    return tokenizer

@@ -1,4 +1,4 @@
-"""What pretrained rewards read: transformers, paths of models, files of weights, linear heads."""
+"""Inputs of pretrained rewards: transformers, model paths, weight files, linear heads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,26 +28,26 @@ def transformers_package() -> Any:
 
 
 def source(path: str) -> str:
-    """What transformers' `from_pretrained` takes: a folder that is here, or else an id."""
+    """The argument of transformers' `from_pretrained`: an existing folder, or else an id."""
     folder = resolve(path)
     return str(folder) if folder.is_dir() else path
 
 
 def read_weights(setting: str, file: Path) -> dict[str, Tensor]:
-    """Tensors of a file, safetensors or a torch file of plain tensors, by their names.
+    """Tensors of a file, safetensors or a torch file of plain tensors, by name.
 
     Args:
         setting: name of the config's entry, for errors.
         file: an existing file.
 
     Raises:
-        ConfigError: it cannot be read, or has something else.
+        ConfigError: it cannot be read, or holds something else.
     """
     try:
         if file.suffix == ".safetensors":
             return dict(load_file(file))
         weights = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:  # of a broken file, of pickled objects
+    except Exception as error:  # from a broken file, pickled objects
         reason = one_line(error, 200)
         raise ConfigError(
             f"{setting}={file} cannot be read as weights ({type(error).__name__}: {reason})"
@@ -67,7 +67,7 @@ def linear_head(weights: Mapping[str, Tensor], features: int, where: str) -> nn.
         where: what has the weights, such as "head=file.pth", for errors.
 
     Raises:
-        ConfigError: they do not follow each other from F numbers to one.
+        ConfigError: they do not lead from F numbers to one.
     """
     ends = [name.removesuffix("weight") for name in weights if name.endswith("weight")]
     try:
@@ -79,7 +79,7 @@ def linear_head(weights: Mapping[str, Tensor], features: int, where: str) -> nn.
             layers.append(layer)
         head = nn.Sequential(*layers).requires_grad_(False)
         fits = head(torch.zeros(1, features)).shape == (1, 1)
-    except Exception as error:  # of names without numbers, of layers that do not fit
+    except Exception as error:  # from names without numbers, layers that do not fit
         reason = one_line(error, 200)
         raise ConfigError(
             f"{where} is no head for features of {features} numbers "

@@ -1,4 +1,4 @@
-"""Pretrained models of transformers as judges of images, by folder or id on the hub."""
+"""Pretrained models of transformers as judges of images, by folder or hub id."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +24,11 @@ _KINDS = {
 class ImageClassifier(nn.Module):
     """An image classifier of transformers as a `LabelModel`.
 
-    Log-probabilities are those among all labels of the model, of which a control may have a part.
+    Log-probabilities are over all labels of the model; a control may use only some of them.
 
     Args:
         path: the model's folder, or its id on the hub.
-        labels: names of the labels that the control has, in their order; None for all.
+        labels: names of the control's labels, in order; None for all.
         temperature: logits are divided by it.
 
     Raises:
@@ -58,7 +58,7 @@ class ImageClassifier(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """CLIP's zero-shot classifier: which of some texts describes the image, as a `LabelModel`.
+    """CLIP's zero-shot classifier: which of several texts describes the image, as a `LabelModel`.
 
         log p(i | x) = log softmax_i( cos(image, text_i) exp(logit_scale) )
 
@@ -94,11 +94,11 @@ class TextClassifier(nn.Module):
 
 
 class ClipScore(nn.Module):
-    """How well CLIP finds that an image fits its own prompt, as a `PromptScore`.
+    """How well an image fits its own prompt according to CLIP, as a `PromptScore`.
 
         score = cos(image, prompt) exp(logit_scale)
 
-    The published weights have exp(logit_scale) = 100, so that it is CLIPScore times 40 (Hessel et
+    The published weights have exp(logit_scale) = 100, so it is CLIPScore times 40 (Hessel et
     al. 2021, arXiv 2104.08718, with w = 2.5 and without its clipping at 0). PickScore (Kirstain et
     al. 2023, arXiv 2305.01569) and HPS v2 (Wu et al. 2023, arXiv 2306.09341) are this formula with
     CLIP models fine-tuned on people's choices; tables of the latter have the cosine in per cent.
@@ -120,16 +120,16 @@ class ClipScore(nn.Module):
         self.upper_bound = self.scale = float(model.logit_scale.exp())
         self.vision, self.projection = model.vision_model, model.visual_projection
         self.register_buffer("texts", torch.zeros(0), persistent=False)
-        # Needed until the prompts are known, and then no more: not a part of this module.
+        # Needed only until the prompts are known: not a part of this module.
         tokenizer = _tokenizer("path" if processor is None else "processor", processor or path)
         self._text = [(model, tokenizer)]
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
-        """Encode them, once; the text encoder is not kept."""
+        """Encode the prompts, once; the text encoder is not kept."""
         self.texts = _encoded(*self._text.pop(), prompts).to(self.texts.device)
 
     def forward(self, sample: Tensor, prompt: Tensor) -> Tensor:
-        """Scores [B] of images [B, C, H, W] for prompts [B], places among those read."""
+        """Scores [B] of images [B, C, H, W] for prompts [B], indices into those read."""
         image = self.projection(self.vision(pixel_values=self.pixels(sample)).pooler_output)
         cosine = (functional.normalize(image.float(), dim=1) * self.texts[prompt]).sum(1)
         score: Tensor = self.scale * cosine
@@ -148,7 +148,7 @@ class AestheticScore(nn.Module):
         path: a CLIP model's folder, or its id on the hub.
 
     Raises:
-        ConfigError: no such model, or a file that is no head for it.
+        ConfigError: no such model, or a file that is not a head for it.
     """
 
     differentiable = True
@@ -167,13 +167,13 @@ class AestheticScore(nn.Module):
 
 
 def _loaded(kind: str, path: str, processor: str | None = None) -> tuple[Any, Pixels]:
-    """A frozen model and its pixels, by its own processor or that of another path."""
+    """A frozen model and its pixels, by its own processor or another path's."""
     transformers = transformers_package()
     try:
         model, loading = getattr(transformers, kind).from_pretrained(
             source(path), dtype=torch.float32, output_loading_info=True
         )
-    except Exception as error:  # of the hub's client, of json, of the file system
+    except Exception as error:  # from the hub's client, json, the file system
         raise unreachable("path", path, f"{_KINDS[kind]} with config.json", error) from error
     name, where = ("path", path) if processor is None else ("processor", processor)
     try:
@@ -193,7 +193,7 @@ def _loaded(kind: str, path: str, processor: str | None = None) -> tuple[Any, Pi
 
 
 def _chosen(path: str, config: Any, labels: Sequence[str] | None) -> list[int]:
-    """Places of the labels among the model's."""
+    """Indices of the labels among the model's."""
     if config.num_labels < 2:
         raise ConfigError(f"path={path} has {config.num_labels} label, which is no choice")
     if labels is None:

@@ -1,4 +1,4 @@
-"""Images as a pretrained model's own processor gives them, with a gradient."""
+"""A pretrained model's own image processing, with a gradient."""
 
 import math
 from collections.abc import Mapping
@@ -13,23 +13,23 @@ from ctrl_rl.pixels import check_images
 
 _TRIED = ((256, 256), (440, 440), (320, 480))  # heights and widths, in pixels
 # Largest difference of a smooth picture, in units of a channel's standard deviation: rounding and
-# other weights of interpolation give 0.02, a processor that does something else 0.5 or more.
+# other interpolation weights give 0.02, a processor that does something else 0.5 or more.
 _APART = 0.1
 
 
 class Pixels(nn.Module):
-    """Images as a model's own processor gives them, with a gradient.
+    """A model's own image processing, with a gradient.
 
     Resized, cropped from the middle and normalised as the processor's config says; interpolated in
-    float where the processor rounds to whole pixels. On construction both are held against each
-    other, as some processors do more than that.
+    float where the processor rounds to whole pixels. Construction compares the two, as some
+    processors do more than that.
 
     Args:
         processor: an image processor of transformers.
         path: of its model, for errors.
 
     Raises:
-        ConfigError: the processor does what is not known here.
+        ConfigError: the processor does something unknown here.
     """
 
     mean: Tensor
@@ -40,7 +40,7 @@ class Pixels(nn.Module):
         try:
             self._read(processor)
             apart = max(self._deviation(processor, *sides) for sides in _TRIED)
-        except Exception as error:  # of attributes that a processor has not, and of its own
+        except Exception as error:  # missing attributes, or its own errors
             raise ConfigError(
                 f"the image processor of {path} cannot be followed with a gradient "
                 f"({type(error).__name__}: {error}); give a model with resizing, cropping and "
@@ -66,7 +66,7 @@ class Pixels(nn.Module):
         self.register_buffer("std", torch.tensor(std).reshape(channels), persistent=False)
 
     def _deviation(self, processor: Any, height: int, width: int) -> float:
-        """How far a smooth picture comes out from the processor's own, at most."""
+        """Largest difference from the processor's own output on a smooth picture."""
         rows, columns = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
         smooth = torch.stack([rows * columns, rows.expand(-1, width), 1 - rows * columns])
         pixels = (smooth * 255).round()
@@ -79,7 +79,7 @@ class Pixels(nn.Module):
         """Pixels [B, 3, h, w] of images [B, 1 or 3, H, W] in [-1, 1].
 
         Raises:
-            ConfigError: the samples are no images.
+            ConfigError: the samples are not images.
         """
         check_images(sample.shape[1:], "a pretrained reward")
         image = (sample.float() / 2 + 0.5).expand(-1, 3, -1, -1)

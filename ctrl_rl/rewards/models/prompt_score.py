@@ -23,19 +23,19 @@ class PromptScore(Protocol):
     upper_bound: float | None
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
-        """Be told all prompts, in the order of their places."""
+        """Take all prompts, in the order of their indices."""
         ...
 
     def __call__(self, sample: Tensor, prompt: Tensor) -> Tensor:
-        """[B] of samples [B, *D] and prompts [B] int64, places among those read."""
+        """[B] of samples [B, *D] and prompts [B] int64, indices into those read."""
         ...
 
 
 class PromptReward(Reward):
     """weight * score(sample, prompt), with the prompt that the prior drew the sample for.
 
-    It has no control: what it teaches is the same for all labels. `WeightedSum` puts it beside
-    rewards that have some.
+    It has no control: it teaches the same for all labels. `WeightedSum` combines it with rewards
+    that have some.
 
     Args:
         score: of images for prompts.
@@ -55,16 +55,16 @@ class PromptReward(Reward):
         self.requires_grad_(False).eval()
         self.controls = {}
         self.differentiable = score.differentiable
-        # No prompt is worth 0, and must not exceed the bound either.
+        # A missing prompt is worth 0, which must not exceed the bound either.
         bound = score.upper_bound
         self.upper_bound = None if bound is None else max(weight * bound, 0.0)
         self.prompts: tuple[str, ...] = ()
 
     def read_prompts(self, prompts: Sequence[str]) -> None:
-        """Pass them to the score, once.
+        """Pass the prompts to the score, once.
 
         Raises:
-            ConfigError: others were read before, whose places would change their meaning.
+            ConfigError: others were read before; their indices would change meaning.
         """
         given = tuple(prompts)
         if self.prompts and self.prompts != given:
@@ -74,7 +74,7 @@ class PromptReward(Reward):
         self.prompts = given
 
     def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """Score every sample for its prompt; no prompt asks for nothing."""
+        """Score every sample for its prompt; a missing prompt asks for nothing."""
         place = control[keys.PROMPT]
         number = len(self.prompts)
         score = self.score(sample, place.clamp(max=number - 1))
@@ -91,7 +91,7 @@ class PackagedScore(nn.Module):
         target: dotted name of the class, such as package.module.Scorer.
         path: the model's folder, or its id on the hub.
         differentiable: whether its scores have a gradient.
-        upper_bound: what no score exceeds, or None; None makes the gap an estimate.
+        upper_bound: upper bound of the scores, or None; None makes the gap an estimate.
 
     Raises:
         ConfigError: no such package, class or model.
@@ -108,7 +108,7 @@ class PackagedScore(nn.Module):
         super().__init__()
         try:
             kind: Any = get_class(target)
-        except Exception as error:  # whatever the package raises when it is imported
+        except Exception as error:  # importing a package may raise anything
             raise ConfigError(
                 f"target={target} cannot be imported "
                 f"({one_line(error, 200)}); install its package, or give the dotted "
@@ -119,7 +119,7 @@ class PackagedScore(nn.Module):
                 raise ConfigError(f"target={target} has no method {needed}")
         try:
             self.model = kind.from_pretrained(source(path))
-        except Exception as error:  # of the hub's client, of the package, of the file system
+        except Exception as error:  # from the hub's client, the package, the file system
             raise unreachable("path", path, "a model's folder", error) from error
         self.differentiable, self.upper_bound = differentiable, upper_bound
         self.prompts: tuple[str, ...] = ()
@@ -129,7 +129,7 @@ class PackagedScore(nn.Module):
         self.prompts = tuple(prompts)
 
     def forward(self, sample: Tensor, prompt: Tensor) -> Tensor:
-        """Scores [B] of images [B, C, H, W] for prompts [B], places among those read."""
+        """Scores [B] of images [B, C, H, W] for prompts [B], indices into those read."""
         check_images(sample.shape[1:], "a score of images for prompts")
         pixels = (sample.float() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
         texts = [self.prompts[place] for place in prompt.tolist()]
