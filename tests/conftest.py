@@ -25,8 +25,8 @@ TINY_SCHEDULER: dict[str, Any] = {
 
 _EXACT_REPORT = """# Agents against exact answers
 
-How many nats the worst condition's soft return falls short of the best, seed 0, with each task's own
-settings except those in `tests/agents/test_exact.py`. Written by `make science`; do not edit.
+How many nats the worst condition's soft return falls short of the best, seed 0, with each task's
+own settings except those in `tests/agents/test_exact.py`. Written by `make science`; do not edit.
 
 | task | best is | must be within |
 |---|---|---:|

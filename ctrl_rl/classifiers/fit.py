@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shlex
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,12 +21,15 @@ from ctrl_rl.classifiers.calibration import (
     measure_calibration,
     reliability_diagram,
 )
-from ctrl_rl.classifiers.classifier import DESCRIPTION_FILE, WEIGHTS_FILE, Classifier
+from ctrl_rl.classifiers.classifier import Classifier
+from ctrl_rl.classifiers.folder import (
+    DIAGRAM_FILE,
+    REPORT_FILE,
+    check_replaceable,
+    replaced_folder,
+)
 from ctrl_rl.data import OfflineDataset, as_float
 from ctrl_rl.errors import ConfigError
-
-REPORT_FILE, DIAGRAM_FILE = "report.json", "reliability.png"
-CLASSIFIER_FILES = {WEIGHTS_FILE, DESCRIPTION_FILE, REPORT_FILE, DIAGRAM_FILE}
 
 # Draws of the noise per calibration example: a few steady the temperature at little cost.
 NOISE_DRAWS = 8
@@ -172,13 +171,13 @@ def run_classifier_fit(
     """
     out = Path(out).expanduser().absolute()
     # Checked first: a refusal after a long fit would lose the fit.
-    _check_replaceable(out)
+    check_replaceable(out)
     classifier, report = fit_classifier(network=network, dataset=dataset, **settings)
     # Only the program's name: where it was installed is private.
     classifier.metadata["command"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     report_split = settings["report_split"]
     x, labels = dataset.split(report_split)
-    with _replaced_folder(out) as folder:
+    with replaced_folder(out) as folder:
         classifier.save(folder)
         (folder / REPORT_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n")
         reliability_diagram(
@@ -286,30 +285,3 @@ def _check_network(network: nn.Module, dataset: OfflineDataset) -> None:
             f"{type(network).__name__} {does} for one example of shape {list(dataset.shape)}, but "
             f"must return [1, {dataset.num_labels}] logits: build it for this dataset"
         )
-
-
-def _check_replaceable(out: Path) -> None:
-    if out.is_dir():
-        foreign = {file.name for file in out.iterdir()} - CLASSIFIER_FILES
-        reason = f"it holds {min(foreign)!r}" if foreign else ""
-    else:
-        reason = "it is a file" if out.exists() else ""
-    if reason:
-        raise ConfigError(
-            f"will not write a classifier to {out}, since {reason}: choose a new or empty folder, "
-            "or that of an earlier classifier"
-        )
-
-
-@contextmanager
-def _replaced_folder(out: Path) -> Iterator[Path]:
-    """Yields a sibling to fill; it takes the place of `out` only when the block succeeds."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
