@@ -46,6 +46,12 @@ class Conditions(Sequence[Condition]):
         self.size = math.prod(sizes.values())
 
     def __len__(self) -> int:
+        if math.isinf(self.size):
+            (name, *_) = [k for k, control in self.controls.items() if math.isinf(control.size)]
+            raise ConfigError(
+                f"the control {name} is a number, so there is no list of all conditions; draw some "
+                "with Conditions.some"
+            )
         return int(self.size)
 
     @overload
@@ -56,7 +62,7 @@ class Conditions(Sequence[Condition]):
 
     def __getitem__(self, place: int | slice) -> Condition | list[Condition]:
         """The condition at an index, or those of a slice; numbers have no indices."""
-        number = int(self.size)
+        number = self.__len__()
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(number))]
         if not -number <= place < number:
@@ -74,18 +80,20 @@ class Conditions(Sequence[Condition]):
             return self[:]
         generator = random.Random(seed)
         if math.isinf(self.size):
-            drawn = [self._random(generator) for _ in range(most)]
-            return sorted(drawn, key=lambda condition: tuple(condition.values()))
+            return self._random(most, generator)
         places: set[int] = set()
         while len(places) < most:  # random.sample cannot choose from more than 2^63
             places.add(generator.randrange(int(self.size)))
         return [self[place] for place in sorted(places)]
 
-    def _random(self, generator: random.Random) -> Condition:
-        drawn = {name: control.random_value(generator) for name, control in self.controls.items()}
+    def _random(self, n: int, generator: random.Random) -> list[Condition]:
+        """At most n conditions in random order, but prompt by prompt."""
+        drawn = {name: one.random_values(n, generator) for name, one in self.controls.items()}
         if self._prompts is not None:
-            drawn[keys.PROMPT] = generator.choice(self._prompts)
-        return drawn
+            drawn[keys.PROMPT] = [generator.choice(self._prompts) for _ in range(n)]
+        number = min(len(values) for values in drawn.values())
+        conditions = [{name: values[i] for name, values in drawn.items()} for i in range(number)]
+        return sorted(conditions, key=lambda condition: condition.get(keys.PROMPT, 0))
 
     def _values(self, name: str, control: Control) -> Sequence[int]:
         if name == keys.PROMPT and self._prompts is not None:

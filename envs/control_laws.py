@@ -109,6 +109,5 @@ class FixedLaw(ControlLaw):
 
 def _between(control: Continuous, share: Tensor) -> Tensor:
     """The numbers at shares [n] of the interval, 0 to 1, float32."""
-    return torch.lerp(torch.tensor(control.low), torch.tensor(control.high), share).clamp(
-        control.low, control.high
-    )
+    low, high = control.low, control.high
+    return (share * (high - low) + low).clamp(low, high)

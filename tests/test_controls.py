@@ -29,6 +29,7 @@ CPU = torch.device("cpu")
         (MEAN, "0.5", 0.5),
         (MEAN, ["-1", 0.25], [-1.0, 0.25]),
         (MEAN, np.array([0.5, 0.25]), [0.5, 0.25]),
+        (MEAN, np.array(["0.5", "0.25"]), [0.5, 0.25]),
         (MEAN, torch.tensor([0.5], dtype=torch.float64), [0.5]),
     ],
 )
@@ -41,7 +42,7 @@ def test_values_are_read_as_people_write_them(control: Control, given: object, r
 def test_what_asks_for_nothing(control: Control):
     for given in ("any", control.null):
         assert control.is_null(control.read("c", given, CPU))
-    drawn = torch.tensor([control.random_value(random.Random(seed)) for seed in range(50)])
+    drawn = torch.tensor(control.random_values(50, random.Random(0)))
     assert not control.is_null(drawn).any()
     assert torch.equal(control.read("c", drawn, CPU), drawn), "a value in range"
     assert control.shown(control.null) == "any"
@@ -66,6 +67,7 @@ def test_the_ends_of_an_interval_belong_to_it(end: float):
         (MEAN, math.inf, "out of range"),
         (MEAN, "many", "'many' is no number; use one from -1 to 0.7, or any"),
         (MEAN, None, "None is no number"),
+        (MEAN, [0.5, [0.5]], "is nested"),
     ],
 )
 def test_values_that_do_not_exist_are_refused(control: Control, given: object, told: str):
@@ -78,6 +80,7 @@ def test_values_that_do_not_exist_are_refused(control: Control, given: object, t
     [
         (3, Categorical(("0", "1", "2"))),
         (["no", "yes"], Categorical(("no", "yes"))),
+        ([False, True], Categorical(("no", "yes"))),  # of yaml without quotes
         ({"low": -1, "high": 0.7}, MEAN),
         (HAIR, HAIR),
     ],
@@ -87,7 +90,10 @@ def test_controls_are_what_configs_say(given: object, control: Control):
     assert as_control(control.as_json(), "controls.c") == control
 
 
-@pytest.mark.parametrize("given", [0, -1, True, 2.5, "yes", [], {"low": 1}, None, [1, 2]])
+@pytest.mark.parametrize(
+    "given",
+    [0, -1, True, 2.5, "yes", [], {"low": 1}, None, [1, 2], [True, False], {"low": "a", "high": 1}],
+)
 def test_what_is_no_control_is_refused(given: object):
     with pytest.raises(ConfigError, match="controls.c"):
         as_control(given, "controls.c")
@@ -104,4 +110,16 @@ def test_controls_in_words():
     assert told == "hair (black, red, grey), digit (0 to 9), mean (a number from -1 to 0.7)"
     assert HAIR.title("hair_colour", 1) == "hair colour red"
     assert Categorical(("no", "yes")).title("hat", 0) == "no hat"
-    assert MEAN.title("mean", 1 / 3) == "mean 0.333" and MEAN.shown(1 / 3) == "0.333333"
+    assert MEAN.title("mean", 1 / 3) == "mean 0.333" and MEAN.shown(1 / 3) == "0.33333334"
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 0.7), (1900.0, 2000.0), (100.0, 101.0)])
+def test_numbers_that_are_drawn_cover_the_interval_and_have_names_of_their_own(low, high):
+    control = Continuous(low, high)
+    drawn = control.random_values(256, random.Random(0))
+    assert 255 <= len(drawn) == len(set(map(control.shown, drawn))) == len(set(drawn))
+    parts = [int((value - low) / (high - low) * 8) for value in drawn]
+    assert set(parts[:40]) == set(range(8)), "in random order"
+    assert torch.equal(
+        control.read("c", [control.shown(value) for value in drawn], CPU), torch.tensor(drawn)
+    )

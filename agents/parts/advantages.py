@@ -74,9 +74,9 @@ def baseline(values: Tensor, rollout: TensorDict) -> Tensor:
     """Predict every episode's value from the other episodes; this leaves gradients unbiased.
 
     It is the mean of those with the same labels. Where a control is a number y, no two episodes
-    have the same; a cubic in y is then added to these means, fitted to the other episodes by ridge
-    regression: its prediction for a left-out episode is v - (v - fit) / (1 - leverage), in one fit
-    for all (Allen 1974, PRESS).
+    have the same; a cubic in y, with a slope for every combination of labels, is then added to
+    these means, fitted to the other episodes by ridge regression: its prediction for a left-out
+    episode is v - (v - fit) / (1 - leverage), in one fit for all (Allen 1974, PRESS).
 
     Args:
         values: [B, ...].
@@ -91,20 +91,22 @@ def baseline(values: Tensor, rollout: TensorDict) -> Tensor:
         return leave_one_out_mean(values, condition_index(rollout))
     labels = [y.isnan() if y.is_floating_point() else y for y in controls]
     _, index = torch.unique(torch.stack([y.long() for y in labels], 1), dim=0, return_inverse=True)
+    # On the CPU: some accelerators (MPS) have no float64.
+    index, flat = index.cpu(), values.reshape(len(values), -1).cpu().double()
     means = torch.nn.functional.one_hot(index).double()
-    standard = [_standardised(number.double()) for number in numbers]
-    powers = torch.stack([z**power for z in standard for power in (1, 2, 3)], 1)
-    design = torch.cat([means, powers], 1)
+    standard = [_standardised(number.cpu().double()) for number in numbers]
+    powers = [z[:, None] ** torch.arange(1, 4) for z in standard]
+    shapes = torch.cat([*powers, *(means * z[:, None] for z in standard)], 1)
+    design = torch.cat([means, shapes], 1)
     # The means are free; the rest is penalised as by a prior of one standard deviation.
-    penalty = torch.cat([means.new_full(means.shape[1:], 1e-9), powers.new_ones(powers.shape[1:])])
+    penalty = torch.cat([means.new_full(means.shape[1:], 1e-9), shapes.new_ones(shapes.shape[1:])])
     gram = design.T @ design + penalty.diag()
     hat = design @ torch.linalg.solve(gram, design.T)
     leverage = hat.diagonal()[:, None]
-    flat = values.reshape(len(values), -1).double()
     left_out = flat - (flat - hat @ flat) / (1 - leverage).clamp(min=1e-3)
     everyone = leave_one_out_mean(flat, torch.zeros_like(index))
     predicted = torch.where(leverage < 1 - 1e-3, left_out, everyone)
-    return predicted.to(values.dtype).reshape(values.shape)
+    return predicted.to(values).reshape(values.shape)
 
 
 def _standardised(numbers: Tensor) -> Tensor:

@@ -52,6 +52,11 @@ class Categorical(Control):
         """The index after the last label."""
         return len(self.names)
 
+    @property
+    def some_value(self) -> int:
+        """The first label."""
+        return 0
+
     def is_null(self, values: Tensor) -> Tensor:
         """Where indices are after the last label."""
         return values == self.null
@@ -88,9 +93,9 @@ class Categorical(Control):
             nearest = did_you_mean(text, [*self.names, ANY]) + hint
             raise ConfigError(f"unknown label '{text}' of control {name}; {nearest}") from None
 
-    def random_value(self, generator: random.Random) -> int:
-        """A random index."""
-        return generator.randrange(self.size)
+    def random_values(self, n: int, generator: random.Random) -> list[int]:
+        """Independent random indices."""
+        return [generator.randrange(self.size) for _ in range(n)]
 
     def shown(self, value: float) -> str:
         """The label's name."""

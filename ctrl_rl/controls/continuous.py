@@ -43,14 +43,19 @@ class Continuous(Control):
         """NaN."""
         return math.nan
 
+    @property
+    def some_value(self) -> float:
+        """The middle of the interval."""
+        return (self.low + self.high) / 2
+
     def is_null(self, values: Tensor) -> Tensor:
         """Where values are NaN."""
         return values.isnan()
 
     def read(self, name: str, given: Any, device: torch.device, hint: str = "") -> Tensor:
         """Numbers [*N] float32 from numbers or text."""
-        if isinstance(given, np.ndarray | Tensor):
-            values = torch.as_tensor(given, device=device).float()
+        if isinstance(given, Tensor):
+            values = given.to(device).float()
         else:
             values = torch.as_tensor(self._numbers(given, name), device=device).float()
         # In float32: the ends are rounded as the values are, 0.7 to a little less.
@@ -66,8 +71,13 @@ class Continuous(Control):
         return self.low, self.high
 
     def _numbers(self, given: Any, name: str) -> Any:
+        if isinstance(given, np.ndarray):
+            given = given.tolist()
         if isinstance(given, Sequence) and not isinstance(given, str):
-            return [self._numbers(each, name) for each in given]
+            numbers = [self._numbers(each, name) for each in given]
+            if any(isinstance(number, list) for number in numbers):
+                raise ConfigError(f"control {name}={given!r} is nested; give one number, or a list")
+            return numbers
         try:
             return math.nan if given == ANY else float(given)
         except (TypeError, ValueError):
@@ -76,13 +86,19 @@ class Continuous(Control):
                 f"{self.high:g}, or {ANY} to ask for nothing"
             ) from None
 
-    def random_value(self, generator: random.Random) -> float:
-        """A random number in the interval, rounded to float32."""
-        return float(np.float32(generator.uniform(self.low, self.high)))
+    def random_values(self, n: int, generator: random.Random) -> list[float]:
+        """One number from each of n equal parts, in random order, no two the same in float32."""
+        width = (self.high - self.low) / n
+        drawn = [self.low + (part + generator.random()) * width for part in range(n)]
+        values = list({float(np.float32(value)): None for value in drawn})
+        generator.shuffle(values)
+        return values
 
     def shown(self, value: float) -> str:
-        """The number, to six digits."""
-        return ANY if math.isnan(value) else f"{value:.6g}"
+        """The shortest number that is this one in float32."""
+        if math.isnan(value):
+            return ANY
+        return np.format_float_positional(np.float32(value), trim="-")
 
     def title(self, name: str, value: float) -> str:
         """The control and its number, to three digits."""

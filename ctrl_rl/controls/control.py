@@ -30,6 +30,11 @@ class Control(ABC):
     def null(self) -> int | float:
         """The value that asks for nothing."""
 
+    @property
+    @abstractmethod
+    def some_value(self) -> int | float:
+        """A value that asks for something."""
+
     @abstractmethod
     def is_null(self, values: Tensor) -> Tensor:
         """Where values ask for nothing: bool, of the same shape."""
@@ -49,8 +54,8 @@ class Control(ABC):
         """
 
     @abstractmethod
-    def random_value(self, generator: random.Random) -> int | float:
-        """A uniformly random value."""
+    def random_values(self, n: int, generator: random.Random) -> Sequence[int | float]:
+        """At most n random values that cover what there is, never the null value."""
 
     @abstractmethod
     def shown(self, value: float) -> str:

@@ -24,7 +24,12 @@ def as_control(given: Any, where: str) -> Control:
     if isinstance(given, int) and not isinstance(given, bool) and given > 0:
         return Categorical.of(given)
     if isinstance(given, Mapping) and set(given) == {"low", "high"}:
-        return Continuous(float(given["low"]), float(given["high"]))
+        ends = [given["low"], given["high"]]
+        if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends):
+            raise ConfigError(f"{where}={given!r}: low and high must be numbers")
+        return Continuous(float(ends[0]), float(ends[1]))
+    if isinstance(given, Sequence) and list(given) == [False, True]:
+        given = ["no", "yes"]  # what yaml makes of these words without quotes
     if isinstance(given, Sequence) and not isinstance(given, str) and given:
         check_label_names(where, given, len(given))
         return Categorical(tuple(given))

@@ -42,8 +42,11 @@ def draw_asked(
                 continue
             mean, std = (np.array([shown[i][key] for i in places]) for key in ("mean", "std"))
             x, colour = asked[places], COLOURS[source]
-            axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
-            axis.plot(x, mean, color=colour, marker="o", markersize=4, label=NAMES[source])
+            alone = all(len(condition) == 1 for condition, _ in rows)
+            if alone:  # else points of other labels stand between
+                axis.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+            style = "-" if alone else ""
+            axis.plot(x, mean, style, color=colour, marker="o", markersize=4, label=NAMES[source])
         axis.set_xlabel(f"{name.replace('_', ' ')} asked for", fontsize=9)
         axis.set_ylabel(f"{name.replace('_', ' ')} of samples: mean, ± std", fontsize=9)
         axis.legend(fontsize=8, frameon=False)

@@ -42,7 +42,7 @@ def draw_samples(
         title = f"{title}; the first {len(titles)} of {conditions} conditions"
     if not _are_images(compared[0].before.samples):
         sets = [{s: parts[i] for s, parts in samples.items()} for i in range(len(titles))]
-        draw_panels(path, dict(zip(titles, sets, strict=True)), title=title, figures=figures)
+        draw_panels(path, list(zip(titles, sets, strict=True)), title=title, figures=figures)
         return
     exact = list(samples.get("exact", []))
     columns = [_COLUMNS, _EXACT_COLUMNS] if exact else [_COLUMNS]
@@ -78,10 +78,10 @@ def draw_strips(path: Path, strips: Sequence[Strip], *, title: str) -> None:
     """
     n = len(strips[0].samples)
     if not _are_images(strips[0].samples):
-        panels = {
-            strip.title: {"prior": strips[0].samples, "policy": strip.samples}
+        panels = [
+            (strip.title, {"prior": strips[0].samples, "policy": strip.samples})
             for strip in strips[1:] or strips
-        }
+        ]
         draw_panels(path, panels, title=title)
         return
     shown = min(n, _MOST_BANDS * _COLUMNS)

@@ -25,7 +25,7 @@ _DPI = 100
 
 def draw_panels(
     path: Path,
-    panels: Mapping[str, Mapping[str, Tensor]],
+    panels: Sequence[tuple[str, Mapping[str, Tensor]]],
     *,
     title: str,
     figures: Mapping[str, str] | None = None,
@@ -34,13 +34,13 @@ def draw_panels(
 
     Args:
         path: PNG to write.
-        panels: by title, samples [N, *D] by source: "prior", "exact", "policy". Vectors are drawn
+        panels: a title each, and samples [N, *D] by source: "prior", "exact", "policy". Vectors are drawn
             in their first two dimensions.
         title: of the whole picture.
         figures: words about a source, after its name.
     """
-    sets = [sample for sources in panels.values() for sample in sources.values()]
-    sources = [s for s in COLOURS if any(s in panel for panel in panels.values())]
+    sets = [sample for _, sources in panels for sample in sources.values()]
+    sources = [s for s in COLOURS if any(s in panel for _, panel in panels)]
     columns = -(-len(panels) // -(-len(panels) // _ACROSS))  # rows as even as possible
     rows = -(-len(panels) // columns)
     width = _WIDTH if columns > 2 else 2 * _WIDTH / 3
@@ -54,7 +54,7 @@ def draw_panels(
     options = {"squeeze": False, "sharex": True, "sharey": is_plane}
     axes = figure.subplots(rows, columns, **options).flatten()
     reach = _limits(sets)
-    for axis, (name, panel) in zip(axes, panels.items(), strict=False):
+    for axis, (name, panel) in zip(axes, panels, strict=False):
         for source in sources:
             if source in panel:
                 _draw(axis, panel[source], COLOURS[source], reach, filled=source == "prior")

@@ -29,7 +29,7 @@ class FunctionReward(Reward):
     """A plain callable ``function(sample, control) -> [B] nats`` as a reward.
 
     It is 0 if nothing is asked for. With several controls, the function sees a null label as the
-    index after the last one, and a null number as 0.
+    index after the last one, and a null number as NaN.
 
     Args:
         function: the callable, or its dotted path ``module.name``.
@@ -56,8 +56,12 @@ class FunctionReward(Reward):
     def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Call the function and check its result."""
         null = {name: kind.is_null(control[name]) for name, kind in self.controls.items()}
-        # The function sees null numbers as 0, not as NaN.
-        given = {name: values.nan_to_num() for name, values in control.items()}
+        nothing = torch.stack(list(null.values())).all(0) if null else None
+        given = dict(control)
+        if nothing is not None:
+            # Its result there is dropped; the gradient of a result from NaN could not be.
+            for name, kind in self.controls.items():
+                given[name] = torch.where(nothing, kind.some_value, control[name])
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
             reward = torch.as_tensor(self.function(sample, given), device=sample.device).float()
         if reward.shape != sample.shape[:1]:
@@ -65,9 +69,7 @@ class FunctionReward(Reward):
                 f"the reward function gave shape {tuple(reward.shape)}; "
                 f"it must give one value per sample, shape ({sample.shape[0]},)"
             )
-        if not null:
-            return reward
-        return torch.where(torch.stack(list(null.values())).all(0), 0.0, reward)
+        return reward if nothing is None else torch.where(nothing, 0.0, reward)
 
 
 def _locate(path: str) -> Any:

@@ -74,6 +74,14 @@ class Reward(nn.Module, ABC):
     reads_prompts: bool = False
     _controls: Mapping[str, Control] = MappingProxyType({})
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Take `controls` of a class body as if the constructor had set them."""
+        super().__init_subclass__(**arguments)
+        given = cls.__dict__.get("controls")
+        if given is not None and not isinstance(given, property):
+            cls._controls = {k: as_control(value, f"controls.{k}") for k, value in given.items()}
+            del cls.controls
+
     @property
     def controls(self) -> dict[str, Control]:
         """The controls by name.

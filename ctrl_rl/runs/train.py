@@ -225,8 +225,12 @@ def write_results(
         title=title,
         figures=lines,
     )
-    rows = zip(evaluation.asked, evaluation.summary["per_label"].values(), strict=True)
-    draw_asked(run.path / "asked.png", list(rows), title=title)
+    figures_of = evaluation.summary["per_label"]
+    rows = [
+        (asked, figures_of[name])
+        for asked, name in zip(evaluation.asked, evaluation.conditions, strict=True)
+    ]
+    draw_asked(run.path / "asked.png", rows, title=title)
     has_film = draw_film(run.path / "denoising.gif", strips_of(compared))
     run.write_summary(summary)
     if not quiet:

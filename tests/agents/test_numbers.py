@@ -22,7 +22,7 @@ from ctrl_rl.cli.main import main
 from ctrl_rl.controls import Categorical, Continuous
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.numbers import draw_asked
-from ctrl_rl.rewards import MeanShift
+from ctrl_rl.rewards import FunctionReward, MeanShift, Reward
 from ctrl_rl.runs.build import build_agent, build_process
 from ctrl_rl.runs.compose import compose
 from ctrl_rl.runs.loaded import make_env
@@ -52,13 +52,14 @@ def test_the_baseline_is_fitted_to_the_other_episodes() -> None:
     hue = rollout[keys.CONTROL, "hue"][:, 0].numpy()
     mean = rollout[keys.CONTROL, "mean"][:, 0].double().numpy()
     z = (mean - mean.mean()) / mean.std(ddof=1)
-    design = np.stack([hue == 0, hue == 1, hue == 2, z, z**2, z**3], 1).astype(float)
-    # Ridge as rows: a penalty of 1 on the powers is an observation of 0 for each of them.
-    rows = np.eye(6)[3:]
+    means = [(hue == label).astype(float) for label in range(3)]
+    design = np.stack([*means, z, z**2, z**3, *(mean_of * z for mean_of in means)], 1)
+    # Ridge as rows: a penalty of 1 on the shapes is an observation of 0 for each of them.
+    rows = np.eye(9)[3:]
     for left in range(B):
         kept = np.arange(B) != left
         a = np.concatenate([design[kept], rows])
-        b = np.concatenate([values[kept].numpy(), np.zeros((3, 3))])
+        b = np.concatenate([values[kept].numpy(), np.zeros((6, 3))])
         expected = design[left] @ np.linalg.lstsq(a, b, rcond=None)[0]
         np.testing.assert_allclose(found[left].numpy(), expected, atol=1e-6)
 
@@ -73,7 +74,8 @@ def test_an_episodes_own_value_is_no_part_of_its_baseline() -> None:
 def test_a_baseline_knows_what_a_number_explains() -> None:
     rollout = rollout_of()
     control = rollout[keys.CONTROL]
-    truth = 5.0 * control["hue"][:, 0] + (control["mean"][:, 0] - 0.5) ** 2
+    slope = control["hue"][:, 0] - 1
+    truth = 5.0 * control["hue"][:, 0] + slope * (control["mean"][:, 0] - 0.5)
     noise = 0.1 * torch.randn(B, generator=torch.Generator().manual_seed(2))
     left = truth + noise - baseline(truth + noise, rollout)
     by_mean = truth - leave_one_out_mean(truth, torch.zeros(B, dtype=torch.int64))
@@ -175,6 +177,33 @@ def test_the_mean_of_an_exact_sample_is_what_was_asked_for() -> None:
         assert abs(weights.mean() - 1) < 0.02
         shown = reward.predict(sample)["mean"].double()
         assert abs((weights * shown).mean() / weights.mean() - asked) < 0.02
+
+
+def test_a_function_is_not_asked_where_nothing_is() -> None:
+    """Its gradient there is 0 even where it would be none; a null beside a value is NaN to it."""
+
+    def ratio(sample: Tensor, control: dict[str, Tensor]) -> Tensor:
+        return -(sample[:, 0] / control["place"]).square()
+
+    controls = {"place": {"low": 0.5, "high": 2.0}, "hat": ["no", "yes"]}
+    reward = FunctionReward(function=ratio, controls=controls, differentiable=True)
+    sample = torch.ones(3, 2, requires_grad=True)
+    place = torch.tensor([1.0, math.nan, math.nan])
+    value = reward(sample, {"place": place, "hat": torch.tensor([0, 2, 1])})
+    assert value[0] == -1 and value[1] == 0 and value[2].isnan()
+    (gradient,) = torch.autograd.grad(value[:2].sum(), sample)
+    assert gradient[0, 0] == -2 and (gradient[1] == 0).all()
+
+
+def test_controls_in_the_body_of_a_class() -> None:
+    class Mine(Reward):
+        controls = {"hat": ["no", "yes"], "place": {"low": 0, "high": 1}}
+        differentiable, upper_bound = True, 0.0
+
+        def forward(self, sample: Tensor, control: dict[str, Tensor]) -> Tensor:
+            return -sample.square().sum(1)
+
+    assert Mine().controls == {"hat": Categorical(("no", "yes")), "place": Continuous(0.0, 1.0)}
 
 
 @pytest.mark.parametrize("agent", ["ctrl", "tb", "ppo_critic"])
