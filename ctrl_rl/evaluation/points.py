@@ -34,8 +34,8 @@ def draw_panels(
 
     Args:
         path: PNG to write.
-        panels: a title each, and samples [N, *D] by source: "prior", "exact", "policy". Vectors are drawn
-            in their first two dimensions.
+        panels: titles, each with samples [N, *D] by source: "prior", "exact", "policy". Vectors are
+            drawn in their first two dimensions.
         title: of the whole picture.
         figures: words about a source, after its name.
     """
