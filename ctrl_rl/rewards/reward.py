@@ -95,6 +95,15 @@ class Reward(nn.Module, ABC):
     def controls(self, given: Mapping[str, Any]) -> None:
         self._controls = {k: as_control(value, f"controls.{k}") for k, value in given.items()}
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse names of labels that nothing would read."""
+        if name == "label_names":
+            raise ConfigError(
+                "a reward has no label_names; name the labels in controls, such as "
+                "controls={'hat': ['no', 'yes']}"
+            )
+        super().__setattr__(name, value)
+
     def train(self, mode: bool = True) -> "Reward":
         """Stay in evaluation mode: a reward is not trained."""
         return super().train(False)

@@ -203,7 +203,10 @@ def test_controls_in_the_body_of_a_class() -> None:
         def forward(self, sample: Tensor, control: dict[str, Tensor]) -> Tensor:
             return -sample.square().sum(1)
 
-    assert Mine().controls == {"hat": Categorical(("no", "yes")), "place": Continuous(0.0, 1.0)}
+    reward = Mine()
+    assert reward.controls == {"hat": Categorical(("no", "yes")), "place": Continuous(0.0, 1.0)}
+    with pytest.raises(ConfigError, match="name the labels in controls"):
+        reward.label_names = {"hat": ["off", "on"]}
 
 
 @pytest.mark.parametrize("agent", ["ctrl", "tb", "ppo_critic"])
