@@ -75,7 +75,10 @@ class Conditions(Sequence[Condition]):
         return {name: digits[name] for name in self.controls}
 
     def some(self, most: int, seed: int) -> list[Condition]:
-        """All conditions if there are at most `most`, else `most` random ones, sorted."""
+        """All conditions if there are at most `most`, else `most` random ones, in order.
+
+        If a control is a number they come in random order, prompt by prompt.
+        """
         if self.size <= most:
             return self[:]
         generator = random.Random(seed)

@@ -23,8 +23,8 @@ A state has batch shape ``[B]``, a rollout ``[B, T]`` with ``T = K`` stochastic 
 | `clean`              | [B, T, *S]   | float32 |      | clean latent, a view repeated along T   |
 | `sample`             | [B, T, *D]   | float32 |      | decoded sample, repeated likewise       |
 
-`(next, x)` is not stored: it is `action`. Batches cut from a rollout lack `clean` and `sample`;
-`prepare` has them.
+A control that is a number has float32 values; NaN asks for nothing. `(next, x)` is not stored: it
+is `action`. Batches cut from a rollout lack `clean` and `sample`; `prepare` has them.
 """
 
 X = "x"

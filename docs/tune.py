@@ -58,7 +58,7 @@ def main(task: str, *words: str) -> None:
             write_record(path, record)
         missing = [agent for agent in agents if (agent, trial) not in record]
         if missing:
-            sys.exit(f"{trial} is missing of {', '.join(missing)}; the same command goes on")
+            sys.exit(f"{trial} is missing of {', '.join(missing)}; re-run the command to resume")
     write_settings(task, agents, record, path)
 
 

@@ -34,10 +34,21 @@ def returns_to_go(rollout: TensorDict, penalty: str = keys.KL) -> Tensor:
 
 def condition_index(rollout: TensorDict) -> Tensor:
     """Number the conditions of a rollout: [B] int64, equal where all values are equal."""
-    labels = [rollout[keys.CONTROL, name][:, 0] for name in sorted(rollout[keys.CONTROL].keys())]
-    if not labels:
+    values = _control_values(rollout)
+    if not values:
         return torch.zeros(len(rollout), dtype=torch.int64, device=rollout[keys.STEP].device)
-    _, index = torch.unique(torch.stack(labels, 1), dim=0, return_inverse=True)
+    return _row_index(values)
+
+
+def _control_values(rollout: TensorDict) -> list[Tensor]:
+    """Values [B] of every control, in the order of their names."""
+    control = rollout[keys.CONTROL]
+    return [control[name][:, 0] for name in sorted(control.keys())]
+
+
+def _row_index(columns: list[Tensor]) -> Tensor:
+    """Number the rows of columns [B] each: [B] int64, equal where all columns are equal."""
+    _, index = torch.unique(torch.stack(columns, 1), dim=0, return_inverse=True)
     return index
 
 
@@ -85,12 +96,12 @@ def baseline(values: Tensor, rollout: TensorDict) -> Tensor:
     Returns:
         [B, ...]; the mean of all others where a sample is alone with its labels.
     """
-    controls = [rollout[keys.CONTROL, name][:, 0] for name in sorted(rollout[keys.CONTROL].keys())]
-    numbers = [values for values in controls if values.is_floating_point()]
+    controls = _control_values(rollout)
+    numbers = [y for y in controls if y.is_floating_point()]
     if not numbers:
         return leave_one_out_mean(values, condition_index(rollout))
-    labels = [y.isnan() if y.is_floating_point() else y for y in controls]
-    _, index = torch.unique(torch.stack([y.long() for y in labels], 1), dim=0, return_inverse=True)
+    # A number counts among the labels by whether it asks for anything.
+    index = _row_index([y.isnan().long() if y.is_floating_point() else y for y in controls])
     # On the CPU: some accelerators (MPS) have no float64.
     index, flat = index.cpu(), values.reshape(len(values), -1).cpu().double()
     means = torch.nn.functional.one_hot(index).double()

@@ -125,11 +125,11 @@ def _launch(launcher: Launcher, cells: list[Cell]) -> None:
     try:
         launcher.launch([[f"+cell={cell.name}"] for cell in cells], initial_job_idx=0)
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command again goes on") from None
+        raise Interrupted("interrupted; re-run the command to resume") from None
     except Exception as error:  # a lost node, a killed worker: launchers raise anything
         raise LauncherError(
             f"the launcher failed: {type(error).__name__}: {one_line(error)}; finished cells are "
-            "kept, and the same command again goes on"
+            "kept; re-run the command to resume"
         ) from error
 
 

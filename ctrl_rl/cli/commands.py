@@ -22,7 +22,7 @@ from ctrl_rl.runs.compose import saved
 from ctrl_rl.runs.folder import Run
 from ctrl_rl.runs.loaded import LoadedRun, load_run
 from ctrl_rl.runs.progress import bar, say
-from ctrl_rl.runs.train import compared_for, train_and_evaluate, write_results
+from ctrl_rl.runs.train import evaluate_into, train_and_evaluate
 from ctrl_rl.runs.train import evaluate_method as run_method
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def resume(words: list[str]) -> int:
     options, rest = _take(words, "resume", "checkpoint")
     if rest:
         raise ConfigError(
-            f"resume goes on with the run's own config; drop {rest[0]}, "
-            "or start a new run without resume"
+            f"resume uses the run's own config; drop {rest[0]}, or start a new run without resume"
         )
     if "resume" not in options:
         raise ConfigError(f"checkpoint={options['checkpoint']} of which run? add resume=runs/…")
@@ -68,10 +67,10 @@ def evaluate(words: list[str]) -> int:
     loaded.config = saved(loaded.run.config_file, overrides)
     build.set_threads(loaded.config)
     plan = build.build_evaluation_plan(loaded.config)
-    with bar("evaluate", len(plan.conditions_of(loaded.env.process))) as report:
-        evaluation = loaded.evaluate(plan, lambda done, total: report(done, {}))
-    compared = compared_for(loaded.sampler, plan)
-    write_results(loaded.run, loaded.config, loaded.cost, evaluation, compared)
+    heldout = build.build_heldout(loaded.config, loaded.env.process)
+    evaluate_into(
+        loaded.run, loaded.config, loaded.sampler, plan, heldout=heldout, cost=loaded.cost
+    )
     return 0
 
 

@@ -30,7 +30,7 @@ _OF_CONFIG = {"evaluate": "evaluate_method"}  # what a command does with a compo
 _EXAMPLES = {
     "train": """\
   ctrl-rl train env=gaussian seed=3 trainer.updates=100
-  ctrl-rl train resume=runs/demo              go on after an interruption
+  ctrl-rl train resume=runs/demo              resume after an interruption
   ctrl-rl train resume=runs/demo checkpoint=50""",
     "evaluate": """\
   ctrl-rl evaluate run=runs/demo
@@ -51,11 +51,11 @@ hub= uploads it; base= is how others find a base model that is a folder here."""
   ctrl-rl benchmark launcher=joblib +launcher_settings.n_jobs=4
   ctrl-rl benchmark denoiser_calls=5000000 "overrides=['kernel.num_steps=20']"
   ctrl-rl benchmark "+settings.ppo=['agent.clip=0.1']" root=runs/tuned out=reports/tuned
-The same command again goes on where it was interrupted, and writes the report anew.""",
+Re-run the command to resume; the report is written again.""",
     "dataset": """\
   ctrl-rl dataset env=digits n=2000 out=datasets/drawn
   ctrl-rl dataset env=… prior.path=path/to/pipeline reward=jpeg n=10000
-The same command again goes on where it was interrupted.""",
+Re-run the command to resume.""",
     "pretrain": "  ctrl-rl pretrain prior=digits out=priors/mine",
     "classifier": "  ctrl-rl classifier classifier=digits out=classifiers/mine",
     "list": "  ctrl-rl list --config-dir my_configs",

@@ -54,8 +54,8 @@ class Categorical(Control):
 
     @property
     def some_value(self) -> int:
-        """The first label."""
-        return 0
+        """The last label."""
+        return len(self.names) - 1
 
     def is_null(self, values: Tensor) -> Tensor:
         """Where indices are after the last label."""
@@ -160,9 +160,8 @@ def check_same_labels(where: str, judged: Sequence[str] | int | None, asked: Con
     """
     if not isinstance(asked, Categorical):
         raise ConfigError(f"{where} tells labels apart, and its control is {asked.described()}")
-    names, number = asked.names, judged if isinstance(judged, int) or judged is None else None
-    if isinstance(judged, Sequence):
-        number = len(judged)
+    names = asked.names
+    number = judged if isinstance(judged, int) or judged is None else len(judged)
     if number is not None and number != len(names):
         raise ConfigError(
             f"{where} tells {number} labels apart, and {len(names)} are asked for "

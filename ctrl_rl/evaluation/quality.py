@@ -83,6 +83,7 @@ class Judge:
         }
         joint = bool(self.sizes) and set(self.heldout) == set(self.sizes)
         shown = self.predict(sample)
+        # Numbers are shown, not predicted: with nothing but numbers there is no accuracy.
         predicted = shown if self.sizes or not self.controls else None
         return Quality(
             asked=self._joint(asked, asked, len(sample)),

@@ -6,7 +6,7 @@ from typing import Any
 import diffusers
 
 from ctrl_rl.assets import resolve
-from ctrl_rl.controls import Categorical, as_control, described
+from ctrl_rl.controls import as_control, described
 from ctrl_rl.errors import ConfigError, one_line
 from ctrl_rl.export.pipeline import ADAPTERS, FILES, write_control
 from ctrl_rl.policies import LowRankPolicy, RewardGuidedPolicy
@@ -139,10 +139,7 @@ def _card(run: LoadedRun, settings: dict[str, Any], where: str) -> str:
         for name in _FIGURES
         if (value := run.summary.get(name)) is not None
     )
-    example = {
-        name: one.names[-1] if isinstance(one, Categorical) else one.high  # type: ignore[attr-defined]
-        for name, one in known.items()
-    }
+    example = {name: one.shown(one.some_value) for name, one in known.items()}
     control = f", control={example}" if example else ""
     what = f" with a control beside the prompt: {controls}" if example else ", without a control"
     return f"""\

@@ -46,7 +46,7 @@ class ConditionedPerceptron(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """Evaluate at x [*N, inputs], steps [*N] in 0 .. K, labels [*N] each: [*N, outputs]."""
+        """Evaluate at x [*N, inputs], steps [*N] in 0 .. K, values [*N] each: [*N, outputs]."""
         octaves = 2.0 ** torch.arange(self._FREQUENCIES, device=x.device)
         phase = math.pi * (step / self.num_steps)[..., None] * octaves
         features = torch.cat([x, phase.sin(), phase.cos()], dim=-1)
@@ -59,9 +59,9 @@ class ConditionedPerceptron(nn.Module):
 
 
 class ModulatedPerceptron(nn.Module):
-    """A residual perceptron f(x, k, y) that starts at 0; steps and labels scale its features.
+    """A residual perceptron f(x, k, y) that starts at 0; steps and values scale its features.
 
-    Step and labels multiply and shift every layer's features (Perez et al., "FiLM", AAAI 2018,
+    Step and values multiply and shift every layer's features (Perez et al., "FiLM", AAAI 2018,
     arXiv 1709.07871). So a label can turn a direction off, which a bias alone cannot. Features are
     normalised first (Ba et al. 2016, arXiv 1607.06450).
 
@@ -96,7 +96,7 @@ class ModulatedPerceptron(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """Evaluate at x [B, inputs], steps [B] in 0 .. K-1, labels [B] each: [B, outputs]."""
+        """Evaluate at x [B, inputs], steps [B] in 0 .. K-1, values [B] each: [B, outputs]."""
         hidden = self.modulation(self.first(x), step, control)
         for block in self.blocks:
             hidden = block(hidden, step, control)

@@ -77,7 +77,7 @@ class Run:
             raise RunError(f"{path} exists and is no run folder; give another run.name")
         if not plan.overwrite:
             raise RunError(
-                f"run folder {path} exists; go on with resume={path}, replace it with "
+                f"run folder {path} exists; resume it with resume={path}, replace it with "
                 "run.overwrite=true, or give another run.name"
             )
 

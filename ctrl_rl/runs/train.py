@@ -5,7 +5,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from ctrl_rl.learning.checks import check_start, compile_networks
 from ctrl_rl.learning.learner import AUTO, Learner
 from ctrl_rl.learning.trainer import Trainer
 from ctrl_rl.learning.update import fit_microbatch, rehearse
+from ctrl_rl.rewards.classifier import LabelModel
 from ctrl_rl.runs import build
 from ctrl_rl.runs.folder import Run
 from ctrl_rl.runs.interrupts import Interrupted, stop_on_interrupt
@@ -106,15 +107,10 @@ def train_and_evaluate(
             report(trainer.update, {})
             _train(trainer, run, make_logger(run), report)
         cost = run.load().cost  # the last checkpoint's, as a later evaluation reads it
-        with bar("evaluate", len(plan.conditions_of(process)), quiet=quiet) as report:
-            sampler = PolicySampler(process, learner.result)
-            evaluation = evaluate(
-                sampler, plan, heldout=heldout, report=lambda done, total: report(done, {})
-            )
-        compared = compared_for(sampler, plan)
-        write_results(run, config, cost, evaluation, compared, quiet=quiet)
+        sampler = PolicySampler(process, learner.result)
+        evaluate_into(run, config, sampler, plan, heldout=heldout, cost=cost, quiet=quiet)
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; go on with: ctrl-rl train resume={run.path}") from None
+        raise Interrupted(f"interrupted; resume with: ctrl-rl train resume={run.path}") from None
     return run
 
 
@@ -147,7 +143,7 @@ def _train(
                 if stopped:
                     raise Interrupted(
                         f"stopped after update {trainer.update} of {config.updates} and saved; "
-                        f"go on with: ctrl-rl train resume={run.path}"
+                        f"resume with: ctrl-rl train resume={run.path}"
                     )
         except NonFiniteError as error:
             good = run.path / "checkpoints" / f"{run.checkpoints()[-1]:06d}"
@@ -169,22 +165,42 @@ def evaluate_method(config: DictConfig, *, quiet: bool = False) -> Run:
     run = Run.create(build.build_run_plan(config), OmegaConf.to_yaml(config))
     if not quiet:
         say(f"{run.path}: {config.choices.method} on {config.env.name}, without any training")
-    with bar("evaluate", len(plan.conditions_of(process)), quiet=quiet) as report:
-        evaluation = evaluate(
-            sampler, plan, heldout=heldout, report=lambda done, total: report(done, {})
-        )
-    compared = compared_for(sampler, plan)
-    write_results(run, config, NO_TRAINING, evaluation, compared, quiet=quiet)
+    evaluate_into(run, config, sampler, plan, heldout=heldout, cost=NO_TRAINING, quiet=quiet)
     return run
 
 
-def compared_for(sampler: Sampler, plan: EvaluationPlan) -> list[Comparison]:
-    """The comparisons in an evaluation's picture and film, drawn apart from its figures."""
-    conditions = plan.conditions_of(sampler.process)[:MOST_CONDITIONS]
-    return compare(sampler, conditions, seed=plan.seed + _PICTURE_SEED)
+def evaluate_into(
+    run: Run,
+    config: DictConfig,
+    sampler: Sampler,
+    plan: EvaluationPlan,
+    *,
+    heldout: Mapping[str, LabelModel],
+    cost: dict[str, Any],
+    quiet: bool = False,
+) -> None:
+    """Measure a sampler, and write pictures and summary.json into a run folder.
+
+    Args:
+        run: the folder.
+        config: the run's config.
+        sampler: a trained policy, or a method.
+        plan: settings of the evaluation.
+        heldout: held-out classifiers by control.
+        cost: of training, from its checkpoint.
+        quiet: no progress and no table.
+    """
+    conditions = plan.conditions_of(sampler.process)
+    with bar("evaluate", len(conditions), quiet=quiet) as report:
+        evaluation = evaluate(
+            sampler, plan, heldout=heldout, report=lambda done, total: report(done, {})
+        )
+    # Drawn apart from the figures.
+    compared = compare(sampler, conditions[:MOST_CONDITIONS], seed=plan.seed + _PICTURE_SEED)
+    _write_results(run, config, cost, evaluation, compared, quiet=quiet)
 
 
-def write_results(
+def _write_results(
     run: Run,
     config: DictConfig,
     cost: dict[str, Any],
@@ -196,14 +212,6 @@ def write_results(
     """Write pictures and, last, summary.json; print the table.
 
     They include denoising.gif if latents are images, and asked.png if a control is a number.
-
-    Args:
-        run: the run folder.
-        config: the run's config.
-        cost: cost of training, from its checkpoint.
-        evaluation: what was measured.
-        compared: comparisons for the picture and the film; see `compared_for`.
-        quiet: no table.
     """
     method = config.choices.get("method")
     agent = method or config.choices.agent
