@@ -2,7 +2,7 @@
 
 Every error that the project raises on purpose derives from `CtrlError` and is one line: what was
 given, what is accepted, how to fix it. The command line prints it without a traceback and exits
-with code 2, or 130 after Ctrl-C.
+with code 2, or 130 after Ctrl-C or SIGTERM.
 """
 
 from collections.abc import Iterable
@@ -27,6 +27,10 @@ class NonFiniteError(CtrlError):
 
 class RunError(CtrlError):
     """A run folder or one of its checkpoints is missing, incomplete or corrupt."""
+
+
+class RunInUseError(RunError):
+    """Another process writes into the run folder."""
 
 
 def did_you_mean(given: str, accepted: Iterable[str]) -> str:

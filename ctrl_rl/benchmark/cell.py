@@ -8,7 +8,6 @@ A cell's folder is an ordinary run folder. A `failure.json` in it means that the
 """
 
 import json
-import shutil
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,11 +15,13 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from ctrl_rl.errors import CtrlError, RunError, one_line
+from ctrl_rl.errors import CtrlError, RunError, RunInUseError, one_line
+from ctrl_rl.files import write_text
 from ctrl_rl.learning.learner import AUTO
-from ctrl_rl.runs.compose import saved
+from ctrl_rl.runs.compose import stored
 from ctrl_rl.runs.folder import Run
 from ctrl_rl.runs.interrupts import Interrupted
+from ctrl_rl.runs.marker import is_empty, is_marked, mark
 from ctrl_rl.runs.train import evaluate_method, train_and_evaluate
 
 _RATES = "trainer.learning_rate."
@@ -29,7 +30,13 @@ State = Literal["new", "interrupted", "failed", "finished"]
 
 
 def state_of(folder: Path) -> State:
-    """The state of a cell's folder."""
+    """The state of a cell's folder.
+
+    Raises:
+        RunError: it holds something else, which nothing may remove.
+    """
+    if not is_empty(folder) and not (folder / "config.yaml").is_file() and not is_marked(folder):
+        raise RunError(f"{folder} exists and is no run; give another root, or remove it yourself")
     if (folder / "failure.json").is_file():
         return "failed"
     if (folder / "summary.json").is_file():
@@ -51,7 +58,7 @@ def difference(folder: Path, asked: DictConfig) -> str | None:
     The run's location is not a setting.
     """
     try:
-        has = _settings(saved(folder / "config.yaml"))
+        has = _settings(stored(folder / "config.yaml"))
     except RunError as error:
         return str(error)
     wants = _settings(asked)
@@ -82,38 +89,32 @@ def run_cell(folder: Path, asked: DictConfig) -> str:
     try:
         if state == "interrupted":
             run = Run.open(folder)
-            asked.trainer.microbatch = saved(run.config_file).trainer.get("microbatch")
-            run = train_and_evaluate(asked, run, run.load(), quiet=True)
+            asked.trainer.microbatch = stored(run.config_file).trainer.get("microbatch")
+            run = train_and_evaluate(asked, run, quiet=True)
         else:
-            _clear(folder)
+            # Of a try that failed, or was killed before its first checkpoint.
+            asked.run.overwrite = True
             untrained = asked.get("method") is not None
             run = (evaluate_method if untrained else train_and_evaluate)(asked, quiet=True)
     except Interrupted as error:
         raise KeyboardInterrupt from error
+    except RunInUseError as error:  # its failure is not this process's to record
+        return f"left alone: {error}"
     except Exception as error:  # also of a plug-in: the other cells still run
         _record(folder, error)
         return f"failed: {failure_of(folder)}"
-    summary = json.loads((run.path / "summary.json").read_text())
+    summary = run.summary
     return f"gap {summary['gap_nats']:.3f} nats, {summary['wall_s']:.0f} s"
 
 
-def _clear(folder: Path) -> None:
-    """Remove a try that failed, or was killed before its first checkpoint."""
-    left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    ours = {"config.yaml", "checkpoints", "failure.json", "metrics.jsonl"}
-    if "config.yaml" in left or left <= ours:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _record(folder: Path, error: Exception) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    if not is_marked(folder):
+        mark(folder)
     on_purpose = isinstance(error, CtrlError)
     trace = None if on_purpose else "".join(traceback.format_exception(error))
     reason = one_line(error) if on_purpose else f"{type(error).__name__}: {one_line(error)}"
     failure = {"error": reason, "kind": type(error).__name__, "traceback": trace}
-    partial = folder / "failure.json.partial"
-    partial.write_text(json.dumps(failure, indent=2) + "\n")
-    partial.replace(folder / "failure.json")
+    write_text(folder / "failure.json", json.dumps(failure, indent=2) + "\n")
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:

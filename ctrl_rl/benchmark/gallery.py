@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ctrl_rl.benchmark.results import Result
 from ctrl_rl.evaluation.pictures import draw_table
-from ctrl_rl.runs.build import build_evaluation_plan, set_threads
+from ctrl_rl.runs.build import build_evaluation_plan, set_up_process
 from ctrl_rl.runs.loaded import LoadedRun, load_run
 from ctrl_rl.runs.progress import bar
 
@@ -36,7 +36,7 @@ def draw_gallery(path: Path, task: str, agents: Agents) -> None:
     }
     with bar("samples", len(best)) as report:
         run = load_run(next(iter(best.values())).cell.folder)
-        set_threads(run.config)  # as the cells do: threads beyond spare cores wait on each other
+        set_up_process(run.config)  # as the cells do: threads beyond spare cores wait on each other
         process = run.env.process
         count = _IMAGES if len(process.sample_shape) == 3 else _POINTS
         conditions = build_evaluation_plan(run.config).conditions_of(process)[:_MOST]

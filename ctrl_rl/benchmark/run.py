@@ -5,7 +5,7 @@ override `+cell=NAME` and finds its config in ROOT/.cells/NAME.yaml. A job on an
 only the file system.
 """
 
-import shutil
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -26,8 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 from ctrl_rl.benchmark.cell import State, difference, run_cell, state_of
 from ctrl_rl.benchmark.grid import Cell, Grid
 from ctrl_rl.errors import ConfigError, CtrlError, RunError, did_you_mean, one_line
-from ctrl_rl.runs.compose import saved
-from ctrl_rl.runs.interrupts import Interrupted
+from ctrl_rl.runs.compose import stored
+from ctrl_rl.runs.folder import Run
+from ctrl_rl.runs.interrupts import Interrupted, interrupt_on_terminate, stop_with_parent
 from ctrl_rl.runs.progress import say
 
 
@@ -56,7 +57,7 @@ def run_grid(grid: Grid) -> None:
             )
         for cell in grid.cells:
             if cell.name in changed:
-                shutil.rmtree(cell.folder)
+                Run(cell.folder).clear()
                 states[cell.name] = "new"
         counts = Counter(states.values())
         told = ", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state])
@@ -116,7 +117,7 @@ def _launcher(grid: Grid, total: int) -> Iterator[Launcher]:
             hydra_context=HydraContext(
                 config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks()
             ),
-            task_function=partial(_job, str(grid.root), total),
+            task_function=partial(_job, str(grid.root), total, os.getpid()),
             config=config,
         )
 
@@ -133,10 +134,20 @@ def _launch(launcher: Launcher, cells: list[Cell]) -> None:
         ) from error
 
 
-def _job(root: str, total: int, job: DictConfig) -> None:
-    """Run the cell named `job.cell`; launchers call this, here or on another machine."""
+def _job(root: str, total: int, main: int, job: DictConfig) -> None:
+    """Run the cell named `job.cell`; launchers call this, here or on another machine.
+
+    Args:
+        root: of the grid.
+        total: number of cells.
+        main: process that runs the grid.
+        job: names the cell.
+    """
+    if os.getpid() != main:
+        interrupt_on_terminate()
+        stop_with_parent()
     if "" not in sys.path:
         sys.path.append("")  # plug-ins in the working directory, as in the command line
-    config = saved(_asked_file(root, job.cell))
+    config = stored(_asked_file(root, job.cell))
     outcome = run_cell(Path(config.run.root) / config.run.name, config)
     say(f"{HydraConfig.get().job.num + 1} of {total}  {job.cell}: {outcome}")

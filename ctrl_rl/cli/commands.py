@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ def train(config: DictConfig) -> int:
 
 def resume(words: list[str]) -> int:
     """Resume the run of `resume=runs/x`, then evaluate; a finished run is evaluated again."""
-    options, rest = _take(words, "resume", "checkpoint")
+    options, rest = _take(words, "resume", "checkpoint", "trust")
     if rest:
         raise ConfigError(
             f"resume uses the run's own config; drop {rest[0]}, or start a new run without resume"
@@ -50,27 +51,33 @@ def resume(words: list[str]) -> int:
     if "resume" not in options:
         raise ConfigError(f"checkpoint={options['checkpoint']} of which run? add resume=runs/…")
     run = Run.open(Path(options["resume"]))
-    checkpoint = run.load(_whole("checkpoint", options.get("checkpoint")))
-    train_and_evaluate(saved(run.config_file), run, checkpoint)
+    config = saved(run.config_file, trust=_trusted(options))
+    if config.get("method") is not None:
+        raise ConfigError(f"{run.path} is of a method without training; evaluate it instead")
+    train_and_evaluate(config, run, _whole("checkpoint", options.get("checkpoint")))
     return 0
 
 
-def evaluate(words: list[str]) -> int:
+def evaluate_run(words: list[str]) -> int:
     """Measure a run again; `evaluation.*` overrides change how."""
-    options, overrides = _take(words, "run", "checkpoint")
-    accepted = ("run", "checkpoint", "evaluation.…")
+    options, overrides = _take(words, "run", "checkpoint", "trust")
+    accepted = ("run", "checkpoint", "trust", "evaluation.…")
     for word in overrides:
         if not word.startswith("evaluation."):
             hint = did_you_mean(word.partition("=")[0], accepted)
             raise ConfigError(f"evaluate does not take '{word}'; {hint}")
     loaded = _load(options, "evaluate run=runs/demo")
-    loaded.config = saved(loaded.run.config_file, overrides)
-    build.set_threads(loaded.config)
+    run = loaded.run
+    loaded.config = saved(run.config_file, overrides, trust=_trusted(options))
+    build.set_up_process(loaded.config)
     plan = build.build_evaluation_plan(loaded.config)
     heldout = build.build_heldout(loaded.config, loaded.env.process)
-    evaluate_into(
-        loaded.run, loaded.config, loaded.sampler, plan, heldout=heldout, cost=loaded.cost
-    )
+    with run.locked():
+        folder = run.evaluation(loaded.update)
+        folder.mkdir(parents=True, exist_ok=True)
+        evaluate_into(
+            folder, loaded.config, loaded.sampler, plan, heldout=heldout, cost=loaded.cost
+        )
     return 0
 
 
@@ -83,7 +90,8 @@ def evaluate_method(config: DictConfig) -> int:
 
 def sample(words: list[str]) -> int:
     """Draw samples of a run into a picture, an array and a film; all strengths share the noise."""
-    accepted = ("run", "control", "n", "seed", "strength", "strengths", "out", "checkpoint")
+    accepted = ["run", "control", "n", "seed", "strength", "strengths", "out"]
+    accepted += ["checkpoint", "trust"]
     options, rest = _take(words, *accepted)
     named = {word.partition("=")[0]: word.partition("=")[2] for word in rest}
     for key in named:
@@ -138,7 +146,7 @@ def export(words: list[str]) -> int:
     """Write a run's policy for diffusers."""
     from ctrl_rl.export.lora import export_run, push
 
-    names = ("run", "out", "checkpoint", "base", "hub", "private")
+    names = ("run", "out", "checkpoint", "base", "hub", "private", "trust")
     options, rest = _take(words, *names)
     if rest:
         key = rest[0].partition("=")[0]
@@ -168,7 +176,7 @@ def pretrain(config: DictConfig) -> int:
     """Train a prior."""
     from ctrl_rl.learning.pretrain import pretrain as run_pretrain
 
-    build.set_threads(config)
+    build.set_up_process(config)
     device, plan = build.build_device(config), build.build_pretrain_plan(config)
     dataset = build.build_dataset(config)
     say(f"{config.out}: pretraining the prior {config.choices.prior}")
@@ -189,7 +197,7 @@ def dataset(config: DictConfig) -> int:
     """Draw and label pictures."""
     from ctrl_rl.learning.generation import check_folder, generate_dataset
 
-    build.set_threads(config)
+    build.set_up_process(config)
     plan, folder = build.build_generation_plan(config), Path(config.out)
     groups = ("prior", "kernel", "reward", "control_law")
     decides: dict[str, Any] = {key: OmegaConf.to_container(config[key]) for key in groups}
@@ -215,7 +223,7 @@ def dataset(config: DictConfig) -> int:
 
 def classifier(config: DictConfig) -> int:
     """Fit and calibrate a classifier."""
-    build.set_threads(config)
+    build.set_up_process(config)
     dataset = build.build_dataset(config)
     report = build.fit_classifier(config, dataset)
     say(f"{config.out}: {report.num_examples} examples of {config.classifier.report_split}")
@@ -244,7 +252,16 @@ def benchmark(grid: "Grid") -> int:
 def _load(options: dict[str, str], example: str) -> LoadedRun:
     if "run" not in options:
         raise ConfigError(f"which run? for example: ctrl-rl {example}")
-    return load_run(options["run"], _whole("checkpoint", options.get("checkpoint")))
+    checkpoint = _whole("checkpoint", options.get("checkpoint"))
+    return load_run(options["run"], checkpoint, trust=_trusted(options))
+
+
+def _trusted(options: dict[str, str]) -> list[str]:
+    """From `trust=my_package` or `trust=[my_rewards,my_networks]`; for this command only."""
+    words = options.get("trust", "").strip()
+    if words and "" not in sys.path:
+        sys.path.append("")  # a trusted module may lie in the working directory
+    return [word.strip() for word in words.removeprefix("[").removesuffix("]").split(",")]
 
 
 def _take(words: list[str], *names: str) -> tuple[dict[str, str], list[str]]:

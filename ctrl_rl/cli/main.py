@@ -13,7 +13,7 @@ from ctrl_rl import __version__
 from ctrl_rl.benchmark.grid import build_grid
 from ctrl_rl.errors import CtrlError, did_you_mean
 from ctrl_rl.runs.compose import check_folders, compose, config_folder, defaults, files, groups
-from ctrl_rl.runs.interrupts import Interrupted
+from ctrl_rl.runs.interrupts import Interrupted, interrupt_on_terminate
 
 _COMMANDS = {
     "train": "train an agent in a task, then evaluate it",
@@ -64,8 +64,7 @@ Re-run the command to resume.""",
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 2 for a refused setting, 130 after Ctrl-C."""
-    if "" not in sys.path:
-        sys.path.append("")  # plug-ins in the working directory, as with `python -m`
+    interrupt_on_terminate()
     try:
         return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except (CtrlError, OSError) as error:
@@ -99,9 +98,8 @@ def _dispatch(given: list[str]) -> int:
     if command == "train" and any(word.startswith(("resume=", "checkpoint=")) for word in words):
         command = "resume"
     if command == "evaluate" and not any(word.startswith("method=") for word in words):
-        from ctrl_rl.cli import commands
-
-        return commands.evaluate(words)
+        command = "evaluate_run"
+    _search_working_directory(command in _main_configs())
     if command in _main_configs():
         config = compose(command, words, extra)  # before torch: errors come at once
         asked = build_grid(config, extra) if command == "benchmark" else config
@@ -111,6 +109,11 @@ def _dispatch(given: list[str]) -> int:
     from ctrl_rl.cli import commands
 
     return int(getattr(commands, command)(words))
+
+
+def _search_working_directory(wanted: bool) -> None:
+    """Find plug-ins in the working directory, or not: a run from elsewhere may lie in it."""
+    sys.path[:] = [each for each in sys.path if each] + [""] * wanted
 
 
 def _main_configs() -> list[str]:

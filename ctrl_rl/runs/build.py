@@ -1,9 +1,9 @@
 """From config to objects: the only module that instantiates configs."""
 
 import math
+import os
 import re
-from collections.abc import Callable, Collection, Mapping
-from importlib.util import find_spec
+from collections.abc import Collection, Mapping
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from ctrl_rl.learning.pretrain import PretrainPlan
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rewards.classifier import LabelModel
 from ctrl_rl.runs.arguments import check_arguments, check_value
-from ctrl_rl.runs.folder import Run, RunPlan
+from ctrl_rl.runs.folder import RunPlan
 
 Config = TypeVar("Config")
 
@@ -104,8 +104,19 @@ def build_device(config: DictConfig) -> torch.device:
     return device
 
 
-def set_threads(config: DictConfig) -> None:
-    """Give torch the config's number of CPU threads, for the whole program."""
+def set_up_process(config: DictConfig) -> None:
+    """Give torch the config's number of CPU threads, for the whole program.
+
+    Raises:
+        ConfigError: not a number of threads, or the program was started as one of several.
+    """
+    several = os.environ.get("WORLD_SIZE", "1")
+    if several != "1":
+        raise ConfigError(
+            f"WORLD_SIZE={several}: started as one of several processes, and training over several "
+            "is not there yet; they would do the same work and write into one folder. Start one "
+            "process, or ctrl-rl benchmark launcher=joblib for a grid"
+        )
     check_value(config.threads, int, "threads")
     if config.threads < 1:
         raise ConfigError(f"threads={config.threads} must be 1 or more")
@@ -257,20 +268,9 @@ def build_heldout(config: DictConfig, process: DenoisingProcess) -> Mapping[str,
     return heldout
 
 
-def build_logger(config: DictConfig) -> Callable[[Run], Any]:
-    """A function that makes a TorchRL logger, or None, for a run's folder."""
-    target = config.logger["_target_"].rpartition(".")[2]
-    if target == "WandbLogger" and find_spec("wandb") is None:
-        raise ConfigError("logger=wandb needs a package that is not here: pip install wandb")
-
-    def make(run: Run) -> Any:
-        if target == "WandbLogger":
-            arguments = {"exp_name": run.path.name, "save_dir": str(run.path)}
-        else:
-            arguments = {"exp_name": "log", "log_dir": str(run.path)}
-        return _make(config.logger, "logger", **arguments)
-
-    return make
+def build_logger(config: DictConfig) -> Any:
+    """What opens the logger of a run's folder, see `ctrl_rl.runs.loggers`."""
+    return _make(config.logger, "logger")
 
 
 def build_dataset(config: DictConfig) -> OfflineDataset:

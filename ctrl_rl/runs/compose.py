@@ -14,10 +14,22 @@ from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# New locations of classes that runs of earlier versions name.
+_LARGEST = 4 * 2**20  # bytes of a run's config; thousands of prompts take one
+# What runs of earlier versions have, and what it is now.
+_PARTIAL_LOGGER = "\n  _partial_: true"
 _MOVED = {
-    "ctrl_rl.critics.": "ctrl_rl.agents.parts.critics.",
-    "ctrl_rl.runs.no_logger": "ctrl_rl.runs.folder.no_logger",
+    "_target_: ctrl_rl.critics.": "_target_: ctrl_rl.agents.parts.critics.",
+    f"_target_: ctrl_rl.runs.no_logger{_PARTIAL_LOGGER}": "_target_: ctrl_rl.runs.loggers.NoLog",
+    f"_target_: ctrl_rl.runs.folder.no_logger{_PARTIAL_LOGGER}": (
+        "_target_: ctrl_rl.runs.loggers.NoLog"
+    ),
+    f"_target_: torchrl.record.CSVLogger{_PARTIAL_LOGGER}": "_target_: ctrl_rl.runs.loggers.CsvLog",
+    f"_target_: torchrl.record.TensorboardLogger{_PARTIAL_LOGGER}": (
+        "_target_: ctrl_rl.runs.loggers.TensorboardLog"
+    ),
+    f"_target_: torchrl.record.WandbLogger{_PARTIAL_LOGGER}": (
+        "_target_: ctrl_rl.runs.loggers.WandbLog"
+    ),
 }
 
 
@@ -105,33 +117,67 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
     return composed
 
 
-def saved(file: Path, overrides: Sequence[str] = ()) -> "DictConfig":
-    """A run's config, with overrides of keys that it has.
+def saved(file: Path, overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> "DictConfig":
+    """A run's config, safe to build: it names no code but the project's and what is trusted.
+
+    Args:
+        file: config.yaml of a run folder.
+        overrides: of keys that it has.
+        trust: modules and packages of the user that it may name too.
 
     Raises:
-        RunError: the file is damaged.
+        RunError: the file is damaged, or names other code.
         ConfigError: an override of a key that it does not have.
     """
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
-    try:
-        text = file.read_text()
-        for old, new in _MOVED.items():
-            text = text.replace(f"_target_: {old}", f"_target_: {new}")
-        config = OmegaConf.create(text)
-    except (OSError, UnicodeDecodeError, OmegaConfBaseException, YAMLError) as error:
-        raise RunError(f"{file} cannot be read: {one_line(error)}") from error
-    if not isinstance(config, DictConfig):
-        raise RunError(f"{file} is not the config of a run; restore it or train anew")
-    OmegaConf.set_struct(config, True)
+    from ctrl_rl.runs.trust import check_trusted
+
+    config = stored(file)
     for word in overrides:
         parsed = _parse(word)
         try:
             OmegaConf.update(config, parsed.key_or_group, parsed.value())
         except OmegaConfBaseException as error:
             raise ConfigError(_unknown(parsed.key_or_group, config)) from error
+    check_trusted(config, file, trust)
+    return config
+
+
+def stored(file: Path) -> "DictConfig":
+    """A run's config, to read and not to build: it may name any code.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import AliasEvent, YAMLError, parse
+
+    try:
+        if file.stat().st_size > _LARGEST:
+            raise RunError(f"{file} is larger than any config of a run")
+        text = file.read_text()
+        # Ours have none of these; a few lines of them can stand for gigabytes.
+        if any(isinstance(event, AliasEvent) for event in parse(text)):
+            raise RunError(f"{file} has yaml aliases, as no config of a run has")
+        for old, new in _MOVED.items():
+            text = text.replace(old, new)
+        config = OmegaConf.create(text)
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        AttributeError,
+        TypeError,
+        OmegaConfBaseException,
+        YAMLError,
+    ) as error:
+        raise RunError(f"{file} cannot be read: {one_line(error)}") from error
+    if not isinstance(config, DictConfig):
+        raise RunError(f"{file} is not the config of a run; restore it or train anew")
+    OmegaConf.set_struct(config, True)
     return config
 
 

@@ -1,28 +1,49 @@
 """A run is a folder.
 
-    config.yaml       resolved config
-    metrics.jsonl     one line per update; no times in it: equal seeds give equal files
-    summary.json      the evaluation
-    samples.png       samples of the run
-    denoising.gif     how samples form, if latents are images
-    asked.png         what samples show over what was asked for, if a control is a number
-    checkpoints/      000050/{policy,training}.safetensors and state.json; nothing is pickled
+    .ctrl_rl/          the project's marker, and the lock of whoever writes
+    config.yaml        resolved config
+    metrics.jsonl      one line per update; no times in it: equal seeds give equal files
+    summary.json       the evaluation
+    samples.png        samples of the run
+    denoising.gif      how samples form, if latents are images
+    asked.png          what samples show over what was asked for, if a control is a number
+    checkpoints/       000050/{policy,training}.safetensors and state.json; nothing is pickled
+    evaluations/       000050/: an evaluation of an earlier checkpoint, apart from the newest's
+    log/, wandb/       of the logger
 
-A checkpoint is written beside its place and renamed: a killed run never leaves half of one. It
-carries the hashes of its files, which reveal damage before it is used.
+Every file is written beside its place and renamed: a killed run never leaves half of one.
 """
 
-import hashlib
 import json
 import math
-import shutil
+import os
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
+from ctrl_rl.files import sync, write_text
 from ctrl_rl.learning.checkpoint import Checkpoint
+from ctrl_rl.runs import marker
+from ctrl_rl.runs.checkpoints import Checkpoints
+from ctrl_rl.runs.compose import stored
+
+# What an evaluation writes, and all that a run, its logger and `ctrl-rl sample` write, as patterns
+# of paths below the folder: nothing else is ever deleted.
+_OUR_FOLDERS = ("checkpoints", "evaluations", "log", "wandb")
+RESULTS = ("summary.json", "samples.png", "denoising.gif", "asked.png")
+_OURS = re.compile(
+    r"(config\.yaml|metrics\.jsonl|failure\.json|summary\.json|samples\.png|denoising\.gif|asked\.png"
+    r"|\.ctrl_rl/(run|holder)\.json"
+    r"|sample-[^/]+-seed\d+\.(png|gif|npz)"
+    r"|checkpoints/\d+(\.partial)?/(policy\.safetensors|training\.safetensors|state\.json)"
+    r"|evaluations/\d+/(summary\.json|samples\.png|denoising\.gif|asked\.png)"
+    r"|log/scalars/[^/]+\.csv|log/(log/)?events\.out\.tfevents\.[^/]+"
+    r"|wandb/.+)(\.partial)?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +85,19 @@ class Run:
 
     @classmethod
     def check_free(cls, plan: RunPlan) -> None:
-        """Check before any work that `create` may make the folder.
+        """Check before any work that `start` may make the folder.
 
         Raises:
             RunError: the folder exists and may not be replaced.
         """
-        run = cls(plan.path)
-        path, is_empty = run.path, run.path.is_dir() and not any(run.path.iterdir())
-        if not path.exists() or is_empty:
+        path = plan.path
+        if marker.is_empty(path):
             return
-        if not run.config_file.is_file():
-            raise RunError(f"{path} exists and is no run folder; give another run.name")
+        if not marker.is_marked(path):
+            raise RunError(
+                f"{path} exists and does not carry the mark of a run; give another run.name, or "
+                "remove it yourself"
+            )
         if not plan.overwrite:
             raise RunError(
                 f"run folder {path} exists; resume it with resume={path}, replace it with "
@@ -83,17 +106,16 @@ class Run:
 
     @classmethod
     def create(cls, plan: RunPlan, config_yaml: str) -> "Run":
-        """Make a new folder with its config.
+        """Make a new folder with its config; hold its lock where others may write.
 
         Raises:
             RunError: the folder exists and may not be replaced.
         """
         cls.check_free(plan)
         run = cls(plan.path)
-        if run.path.exists():
-            shutil.rmtree(run.path)
-        run._checkpoints.mkdir(parents=True)
-        run.config_file.write_text(config_yaml)
+        run.clear()
+        marker.mark(run.path)
+        write_text(run.config_file, config_yaml)
         return run
 
     @classmethod
@@ -117,130 +139,148 @@ class Run:
         return self.path / "config.yaml"
 
     @property
-    def _checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def id(self) -> str | None:
+        """Tells runs apart in a tracker; None for runs of before there were any."""
+        return marker.run_id(self.path)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder, so that no other process writes into it.
+
+        Raises:
+            RunInUseError: another process does; it is named.
+            RunError: the folder cannot be written.
+        """
+        return marker.locked(self.path)
+
+    def clear(self) -> None:
+        """Remove what a run wrote, in a marked folder; the user's own files stay."""
+        if not marker.is_marked(self.path):
+            return
+        for file in _files(self.path):
+            if _OURS.fullmatch(file.relative_to(self.path).as_posix()):
+                file.unlink()
+        for folder in sorted(_folders(self.path), reverse=True):  # the inner ones first
+            ours = folder.relative_to(self.path).parts[0] in _OUR_FOLDERS
+            if ours and not any(folder.iterdir()):
+                folder.rmdir()
 
     def log(self, figures: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with self._metrics_file.open("a") as file:
             file.write(json.dumps(_strict(figures), allow_nan=False) + "\n")
 
     def metrics(self) -> Iterator[dict[str, float]]:
         """The lines of metrics.jsonl."""
-        file = self.path / "metrics.jsonl"
+        file = self._metrics_file
         if file.is_file():
             for line in file.read_text().splitlines():
                 yield json.loads(line)
 
     def forget_after(self, update: int) -> None:
-        """Drop lines and checkpoints of updates that a resumed run repeats, and partial ones."""
-        for partial in self._checkpoints.glob("*.partial"):
-            shutil.rmtree(partial)
-        for later in self.checkpoints():
-            if later > update:
-                shutil.rmtree(self._checkpoints / f"{later:06d}")
-        file = self.path / "metrics.jsonl"
-        if file.is_file():
-            kept = file.read_text().splitlines(keepends=True)[:update]  # only the last may be half
-            partial = file.with_suffix(".partial")
-            partial.write_text("".join(kept))
-            partial.replace(file)
+        """Drop what a run that is resumed at `update` does again, and partial files."""
+        self._checkpoints.forget_after(update)
+        file = self._metrics_file
+        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+        if len(lines) < update:
+            raise RunError(
+                f"{file} has {len(lines)} lines and the checkpoint is of update {update}; put the "
+                "file back, or start anew with run.overwrite=true"
+            )
+        write_text(file, "".join(lines[:update]))  # only the last may be half
+        evaluated = [int(each.name) for each in self._evaluations.glob("*") if each.name.isdigit()]
+        stale = [self.evaluation(later) for later in evaluated if later > update]
+        for folder in [self.path, *stale]:
+            for name in RESULTS:
+                (folder / name).unlink(missing_ok=True)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json."""
-        partial = self.path / "summary.json.partial"
-        partial.write_text(json.dumps(_strict(summary), indent=2, allow_nan=False) + "\n")
-        partial.replace(self.path / "summary.json")
+    def evaluation(self, update: int) -> Path:
+        """The folder for the evaluation of a checkpoint: the run's own for the newest."""
+        is_newest = max(self.checkpoints(), default=update) == update
+        return self.path if is_newest else self._evaluations / f"{update:06d}"
 
-    def save(self, checkpoint: Checkpoint, *, keep: int) -> Path:
+    @property
+    def _metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def _evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Contents of summary.json, or an empty dict before the evaluation.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        return read_summary(self.path) if (self.path / "summary.json").is_file() else {}
+
+    @property
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints")
+
+    def save(self, checkpoint: Checkpoint, *, keep: int) -> None:
         """Write a checkpoint and remove all but the newest `keep`."""
-        from safetensors.torch import save_file
-
-        folder = self._checkpoints / f"{checkpoint.update:06d}"
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        hashes = {}
-        for name, tensors in {
-            "policy.safetensors": checkpoint.policy,
-            "training.safetensors": checkpoint.training,
-        }.items():
-            copies = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
-            save_file(copies, partial / name)
-            hashes[name] = _hash(partial / name)
-        state = {"update": checkpoint.update, "counters": checkpoint.counters, "sha256": hashes}
-        (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(self._checkpoints / f"{old:06d}")
-        return folder
+        if self._metrics_file.is_file():
+            sync(self._metrics_file)  # a checkpoint never outlives its lines
+        self._checkpoints.save(checkpoint, keep=keep, made_by=self._made_by())
 
     def checkpoints(self) -> list[int]:
         """Updates with a checkpoint, oldest first, good or not."""
-        folders = self._checkpoints.glob("*") if self._checkpoints.is_dir() else iter(())
-        return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+        return self._checkpoints.updates()
 
     def load(self, update: int | None = None) -> Checkpoint:
         """Read the newest checkpoint, or the one at `update`.
 
         Raises:
-            RunError: there is none, or it is damaged; the newest good one before it is named.
+            RunError: as in `Checkpoints.load`.
         """
-        known = self.checkpoints()
-        if not known:
-            raise RunError(f"{self.path} has no checkpoint; start it anew with run.overwrite=true")
-        wanted = known[-1] if update is None else update
-        if wanted not in known:
-            raise RunError(f"{self.path} has no checkpoint={wanted}; it has {known}")
-        try:
-            return self._read(wanted)
-        except _DAMAGE as error:
-            good = self._newest_good([other for other in known if other < wanted])
-            offer = (
-                "there is no good one before it; start anew with run.overwrite=true"
-                if good is None
-                else f"the one before it is good, add checkpoint={good}"
-            )
-            reason = one_line(error)
-            raise RunError(
-                f"checkpoint {self._checkpoints / f'{wanted:06d}'} is damaged ({reason}); {offer}"
-            ) from error
+        return self._checkpoints.load(update, self._made_by())
 
-    def _newest_good(self, updates: list[int]) -> int | None:
-        for update in reversed(updates):
-            try:
-                self._read(update)
-            except _DAMAGE:
-                continue
-            return update
-        return None
-
-    def _read(self, update: int) -> Checkpoint:
-        """Read a checkpoint; raises one of `_DAMAGE` if a file is not what was written."""
-        from safetensors.torch import load_file
-
-        folder = self._checkpoints / f"{update:06d}"
-        state = json.loads((folder / "state.json").read_text())
-        tensors = {}
-        for name, expected in state["sha256"].items():
-            if _hash(folder / name) != expected:
-                raise ValueError(f"{name} is not what was written")
-            tensors[name] = load_file(folder / name)
-        return Checkpoint(
-            update=state["update"],
-            policy=tensors["policy.safetensors"],
-            training=tensors["training.safetensors"],
-            counters=state["counters"],
-        )
+    def _made_by(self) -> dict[str, Any]:
+        """Task, agent and policy by the names of their yamls."""
+        chosen = stored(self.config_file).get("choices") or {}
+        return {name: chosen[name] for name in ("env", "agent", "policy") if name in chosen}
 
 
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write summary.json."""
+    text = json.dumps(_strict(summary), indent=2, allow_nan=False)
+    write_text(folder / "summary.json", text + "\n")
 
 
-def _hash(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read summary.json.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    file = folder / "summary.json"
+    try:
+        read = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{file} cannot be read ({one_line(error)}); ctrl-rl evaluate run={folder} writes it "
+            "again"
+        ) from error
+    if not isinstance(read, dict):
+        raise RunError(f"{file} is no summary; ctrl-rl evaluate run={folder} writes it again")
+    return read
+
+
+def _files(path: Path) -> list[Path]:
+    """All files below a folder; links are not followed."""
+    return [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
+
+
+def _folders(path: Path) -> list[Path]:
+    """All folders below a folder; links are not followed."""
+    return [
+        Path(folder) / name
+        for folder, names, _ in os.walk(path)
+        for name in names
+        if not (Path(folder) / name).is_symlink()
+    ]
 
 
 def _strict(value: Any) -> Any:
@@ -250,8 +290,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def no_logger(**arguments: Any) -> None:
-    """Target of `logger=none`."""
-    del arguments

@@ -1,34 +1,68 @@
-"""Ctrl-C as a request to stop at a good place."""
+"""Ctrl-C and SIGTERM as a request to stop at a good place.
 
+Clusters and containers send SIGTERM before they end a process: it does what the first Ctrl-C does.
+"""
+
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ctrl_rl.errors import CtrlError
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LOOK_EVERY_S = 1.0
+
 
 class Interrupted(CtrlError):
-    """The user pressed Ctrl-C; the message says how to resume."""
+    """The user, or the machine, asked to stop; the message says how to resume."""
+
+
+def interrupt_on_terminate() -> None:
+    """Let SIGTERM raise `KeyboardInterrupt`, as Ctrl-C does, wherever nothing better is set."""
+    if threading.current_thread() is threading.main_thread():  # signals belong to it
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[threading.Event]:
-    """Set the event on the first Ctrl-C; the second one interrupts at once, as usual."""
+    """Set the event on the first signal; the second one interrupts at once, as usual."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals belong to the main thread
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     def request(number: int, frame: Any) -> None:
         del number, frame
         stop.set()
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
-    signal.signal(signal.SIGINT, request)
+    for number in _SIGNALS:
+        signal.signal(number, request)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()
+
+
+def stop_with_parent() -> None:
+    """Ask this process to stop when the one that started it ends.
+
+    Workers of a benchmark that was killed would otherwise go on, beside the next one's.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

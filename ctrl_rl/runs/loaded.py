@@ -1,6 +1,5 @@
 """Public Python: load a run, sample from it, evaluate it; make environments of tasks."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,23 +68,25 @@ class LoadedRun:
         env: the latent env, `trainer.batch_size` episodes.
         sampler: the trained policy, or a method that needs no training.
         prior: the pretrained model.
+        update: of the checkpoint.
         cost: cost of training until the checkpoint: steps, calls, seconds.
         summary: contents of summary.json, or an empty dict before the evaluation.
     """
 
-    def __init__(self, run: Run, checkpoint: int | None = None) -> None:
+    def __init__(self, run: Run, checkpoint: int | None = None, trust: Sequence[str] = ()) -> None:
         self.run = run
-        self.config = saved(run.config_file)
+        self.config = saved(run.config_file, trust=trust)
         self.sampler: Sampler
         process = build.build_process(self.config)
         self.env = build.build_env(self.config, process)
         # Older runs do not have it.
         process.execution.microbatch = self.config.trainer.get("microbatch")
         if self.config.get("method") is not None:
-            self.cost, self.sampler = dict(NO_TRAINING), build.build_method(self.config, process)
+            self.cost, self.update = dict(NO_TRAINING), 0
+            self.sampler = build.build_method(self.config, process)
         else:
             loaded = run.load(checkpoint)
-            self.cost = loaded.cost
+            self.cost, self.update = loaded.cost, loaded.update
             self.sampler = PolicySampler(process, self._trained(loaded))
 
     def _trained(self, loaded: Checkpoint) -> DenoisingPolicy:
@@ -118,8 +119,7 @@ class LoadedRun:
     @property
     def summary(self) -> dict[str, Any]:
         """Contents of summary.json, or an empty dict."""
-        file = self.run.path / "summary.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return self.run.summary
 
     def sample(
         self,
@@ -198,14 +198,21 @@ class LoadedRun:
         return evaluate(self.sampler, plan, heldout=heldout, conditions=conditions, report=report)
 
 
-def load_run(path: str | Path, checkpoint: int | None = None) -> LoadedRun:
-    """Load a run folder.
+def load_run(
+    path: str | Path, checkpoint: int | None = None, *, trust: Sequence[str] = ()
+) -> LoadedRun:
+    """Load a run folder, of anybody: nothing that it holds is run.
 
     Args:
         path: the folder, such as "runs/demo".
         checkpoint: update of the checkpoint to load; None for the newest.
+        trust: names of your modules and packages that the run's config may name, such as
+            ["my_rewards"]; the environment variable CTRL_RL_TRUST adds to them.
 
     Raises:
-        RunError: there is no run, or its checkpoint is damaged.
+        RunError: there is no run, its config names code that is neither the project's nor trusted,
+            or its checkpoint is damaged.
     """
-    return LoadedRun(Run.open(Path(path)), checkpoint)
+    if isinstance(trust, str):
+        trust = [trust]
+    return LoadedRun(Run.open(Path(path)), checkpoint, trust)

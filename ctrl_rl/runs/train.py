@@ -6,12 +6,13 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ctrl_rl.errors import NonFiniteError, RunError
+from ctrl_rl.errors import NonFiniteError, RunError, one_line
 from ctrl_rl.evaluation.compare import compare
 from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, prior_log_z
 from ctrl_rl.evaluation.film import NO_FILM, draw_film, strips_of
@@ -27,9 +28,11 @@ from ctrl_rl.learning.trainer import Trainer
 from ctrl_rl.learning.update import fit_microbatch, rehearse
 from ctrl_rl.rewards.classifier import LabelModel
 from ctrl_rl.runs import build
-from ctrl_rl.runs.folder import Run
+from ctrl_rl.runs.folder import Run, write_summary
 from ctrl_rl.runs.interrupts import Interrupted, stop_on_interrupt
+from ctrl_rl.runs.loggers import Logger
 from ctrl_rl.runs.progress import bar, say, show_summary
+from ctrl_rl.runs.trust import own_modules
 
 # Nats per dimension. A compiled forward pass rounds differently with a backward pass than without
 # one: clean estimates of Stable Diffusion's architecture were up to 4e-6 apart.
@@ -45,7 +48,7 @@ logging.getLogger("hydra").setLevel(logging.CRITICAL)
 def train_and_evaluate(
     config: DictConfig,
     run: Run | None = None,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: int | None = None,
     *,
     quiet: bool = False,
 ) -> Run:
@@ -54,20 +57,48 @@ def train_and_evaluate(
     Args:
         config: a resolved `train` config.
         run: the folder to resume in; None makes the one that `config.run` names.
-        checkpoint: where to resume; None starts anew.
+        checkpoint: update of the checkpoint to resume at; None for the newest.
         quiet: no progress and no table.
 
     Returns:
         The finished run.
 
     Raises:
-        CtrlError: a refused setting, or training that failed.
-        Interrupted: the user pressed Ctrl-C; the message says how to resume.
+        CtrlError: a refused setting, a folder that another process uses or that cannot be written,
+            or training that failed.
+        Interrupted: the user pressed Ctrl-C, or the machine stops; the message says how to resume.
     """
-    # Build and check everything before any compute, and compute before making a folder.
-    build.set_threads(config)
+    plan = build.build_run_plan(config)
+    where = Run(plan.path) if run is None else run
+    if run is None:
+        Run.check_free(plan)
+    try:
+        with where.locked():
+            resumed = None if run is None else run.load(checkpoint)
+            return _train_and_evaluate(config, run, resumed, quiet=quiet)
+    except KeyboardInterrupt:
+        left = f"resume with: {resume_command(where, config)}"
+        nothing = "nothing was written yet"
+        raise Interrupted(f"interrupted; {left if where.checkpoints() else nothing}") from None
+
+
+def resume_command(run: Run, config: DictConfig) -> str:
+    """The command that resumes a run, with the user's own modules that it needs."""
+    words = ["ctrl-rl", "train", f"resume={run.path}"]
+    own = own_modules(config)
+    if own:
+        words.append(f"trust={own[0]}" if len(own) == 1 else f"trust=[{','.join(own)}]")
+    return " ".join(words)
+
+
+def _train_and_evaluate(
+    config: DictConfig, run: Run | None, checkpoint: Checkpoint | None, *, quiet: bool
+) -> Run:
+    """The same in a locked folder, from a checkpoint that was read."""
+    # Build and check everything before any compute, and compute before writing the folder.
+    build.set_up_process(config)
     settings, plan = build.build_trainer_config(config), build.build_evaluation_plan(config)
-    make_logger, backend = build.build_logger(config), build.build_compile_backend(config)
+    log, backend = build.build_logger(config), build.build_compile_backend(config)
     process = build.build_process(config)
     agent = build.build_agent(config, process)
     learner = Learner(build.build_policy(config, process), agent, settings)
@@ -97,20 +128,18 @@ def train_and_evaluate(
     process.prior_calls = process.reward_calls = 0  # training is counted, not its preparation
     if run is None:
         run = Run.create(build.build_run_plan(config), OmegaConf.to_yaml(config))
-    try:
-        if not quiet:
-            say(f"{run.path}: training {config.choices.agent} on {config.env.name}")
-        with bar("train", settings.updates, quiet=quiet) as report:
-            trainer = Trainer(env, learner, log_z)
-            if checkpoint is not None:
-                _restore(trainer, checkpoint, run)
-            report(trainer.update, {})
-            _train(trainer, run, make_logger(run), report)
-        cost = run.load().cost  # the last checkpoint's, as a later evaluation reads it
-        sampler = PolicySampler(process, learner.result)
-        evaluate_into(run, config, sampler, plan, heldout=heldout, cost=cost, quiet=quiet)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; resume with: ctrl-rl train resume={run.path}") from None
+    if not quiet:
+        say(f"{run.path}: training {config.choices.agent} on {config.env.name}")
+    with bar("train", settings.updates, quiet=quiet) as report:
+        trainer = Trainer(env, learner, log_z)
+        if checkpoint is not None:
+            _restore(trainer, checkpoint, run)
+        report(trainer.update, {})
+        logger = log.open(run.path, run.id, trainer.update)
+        _train(trainer, run, logger, report, resume=resume_command(run, config))
+    cost = run.load().cost  # the last checkpoint's, as a later evaluation reads it
+    sampler = PolicySampler(process, learner.result)
+    evaluate_into(run.path, config, sampler, plan, heldout=heldout, cost=cost, quiet=quiet)
     return run
 
 
@@ -123,7 +152,12 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint, run: Run) -> None:
 
 
 def _train(
-    trainer: Trainer, run: Run, logger: Any, report: Callable[[int, dict[str, float]], None]
+    trainer: Trainer,
+    run: Run,
+    logger: Logger | None,
+    report: Callable[[int, dict[str, float]], None],
+    *,
+    resume: str,
 ) -> None:
     """Make the remaining updates, each with a line of metrics, some with a checkpoint."""
     config = trainer.config
@@ -143,12 +177,17 @@ def _train(
                 if stopped:
                     raise Interrupted(
                         f"stopped after update {trainer.update} of {config.updates} and saved; "
-                        f"resume with: ctrl-rl train resume={run.path}"
+                        f"resume with: {resume}"
                     )
         except NonFiniteError as error:
             good = run.path / "checkpoints" / f"{run.checkpoints()[-1]:06d}"
             raise NonFiniteError(
                 f"update {trainer.update + 1}: {error}; the last good checkpoint is {good}"
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"update {trainer.update} cannot be written: {one_line(error)}; the checkpoints "
+                f"before it are whole. Make room, then: {resume}"
             ) from error
 
 
@@ -159,18 +198,23 @@ def evaluate_method(config: DictConfig, *, quiet: bool = False) -> Run:
         config: a resolved `evaluate` config.
         quiet: no progress and no table.
     """
-    build.set_threads(config)
-    plan, process = build.build_evaluation_plan(config), build.build_process(config)
-    heldout, sampler = build.build_heldout(config, process), build.build_method(config, process)
-    run = Run.create(build.build_run_plan(config), OmegaConf.to_yaml(config))
-    if not quiet:
-        say(f"{run.path}: {config.choices.method} on {config.env.name}, without any training")
-    evaluate_into(run, config, sampler, plan, heldout=heldout, cost=NO_TRAINING, quiet=quiet)
+    run_plan = build.build_run_plan(config)
+    Run.check_free(run_plan)
+    with Run(run_plan.path).locked():
+        build.set_up_process(config)
+        plan, process = build.build_evaluation_plan(config), build.build_process(config)
+        heldout, sampler = build.build_heldout(config, process), build.build_method(config, process)
+        run = Run.create(run_plan, OmegaConf.to_yaml(config))
+        if not quiet:
+            say(f"{run.path}: {config.choices.method} on {config.env.name}, without any training")
+        evaluate_into(
+            run.path, config, sampler, plan, heldout=heldout, cost=NO_TRAINING, quiet=quiet
+        )
     return run
 
 
 def evaluate_into(
-    run: Run,
+    folder: Path,
     config: DictConfig,
     sampler: Sampler,
     plan: EvaluationPlan,
@@ -179,10 +223,10 @@ def evaluate_into(
     cost: dict[str, Any],
     quiet: bool = False,
 ) -> None:
-    """Measure a sampler, and write pictures and summary.json into a run folder.
+    """Measure a sampler, and write pictures and summary.json into a folder.
 
     Args:
-        run: the folder.
+        folder: of the run, or of one evaluation.
         config: the run's config.
         sampler: a trained policy, or a method.
         plan: settings of the evaluation.
@@ -197,11 +241,11 @@ def evaluate_into(
         )
     # Drawn apart from the figures.
     compared = compare(sampler, conditions[:MOST_CONDITIONS], seed=plan.seed + _PICTURE_SEED)
-    _write_results(run, config, cost, evaluation, compared, quiet=quiet)
+    _write_results(folder, config, cost, evaluation, compared, quiet=quiet)
 
 
 def _write_results(
-    run: Run,
+    folder: Path,
     config: DictConfig,
     cost: dict[str, Any],
     evaluation: Evaluation,
@@ -225,9 +269,9 @@ def _write_results(
         if source == "policy":
             parts.append(f"gap {summary['gap_nats']:.2f} nats")
         lines[source] = "\n".join(part for part in parts if part)
-    title = f"{run.path.name}: {head['agent']} on {head['task']}"
+    title = f"{config.run.name}: {head['agent']} on {head['task']}"
     draw_samples(
-        run.path / "samples.png",
+        folder / "samples.png",
         compared=compared,
         samples=evaluation.samples,
         title=title,
@@ -238,11 +282,11 @@ def _write_results(
         (asked, figures_of[name])
         for asked, name in zip(evaluation.asked, evaluation.conditions, strict=True)
     ]
-    draw_asked(run.path / "asked.png", rows, title=title)
-    has_film = draw_film(run.path / "denoising.gif", strips_of(compared))
-    run.write_summary(summary)
+    draw_asked(folder / "asked.png", rows, title=title)
+    has_film = draw_film(folder / "denoising.gif", strips_of(compared))
+    write_summary(folder, summary)
     if not quiet:
-        show_summary(run.path, summary)
+        show_summary(folder, summary)
         if not has_film and compared[0].before.samples.ndim == 4:
             say(NO_FILM)
         gap, before = summary["gap_nats"], summary["prior"]["gap_nats"]

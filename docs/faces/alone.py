@@ -25,7 +25,7 @@ SAMPLES = 512
 def main(folder: Path, document: Path) -> None:
     """Measure and write."""
     run = load_run(folder)
-    build.set_threads(run.config)
+    build.set_up_process(run.config)
     process = run.env.process
     judges = build.build_heldout(run.config, process)
     plan = replace(build.build_evaluation_plan(run.config), policy_samples=SAMPLES)
