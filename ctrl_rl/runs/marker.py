@@ -63,7 +63,7 @@ def locked(path: Path) -> Iterator[None]:
         RunInUseError: another process holds it.
         RunError: the folder cannot be written.
     """
-    existed = path.exists()
+    missing = [each for each in (path, *path.parents) if not each.exists()]
     lock = FileLock(path / FOLDER / _LOCK, timeout=0, mode=0o666)
     try:
         (path / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -86,8 +86,8 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         (path / FOLDER / _HOLDER).unlink(missing_ok=True)
-        if not existed and not is_marked(path) and is_empty(path):
-            _remove(path)
+        if missing and not is_marked(path) and is_empty(path):
+            _remove(path / FOLDER, missing)
         lock.release()
 
 
@@ -102,10 +102,10 @@ def _holder(path: Path) -> str:
         return "another process"
 
 
-def _remove(path: Path) -> None:
-    """Remove a folder that holds nothing but a lock."""
-    (path / FOLDER / _LOCK).unlink(missing_ok=True)
-    for folder in (path / FOLDER, path):
+def _remove(ours: Path, made: list[Path]) -> None:
+    """Remove a lock, and folders that were made for it, innermost first."""
+    (ours / _LOCK).unlink(missing_ok=True)
+    for folder in (ours, *made):
         try:
             folder.rmdir()
         except OSError:

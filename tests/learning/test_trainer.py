@@ -168,7 +168,7 @@ def test_nan_reward_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, c
     assert f"update {len(metrics(run)) + 1}:" in told
     assert Run.open(run).checkpoints() == [0, 5]
     assert Run.open(run).load().update == 5
-    assert load_run(run).sample(0, n=3).isfinite().all()
+    assert load_run(run, trust=["poison"]).sample(0, n=3).isfinite().all()
 
 
 def test_calls_are_counted_exactly(tmp_path):
