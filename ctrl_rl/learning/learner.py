@@ -215,14 +215,25 @@ class Learner:
             state |= {f"average.{name}": value for name, value in averaged.items()}
         return state
 
-    def load(self, policy: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-        """Load the policy's weights and what `state` gave."""
+    def load(self, policy: dict[str, Tensor], state: dict[str, Tensor], update: int) -> None:
+        """Load the policy's weights and what `state` gave after an update.
+
+        Raises:
+            ValueError: the optimizer's state is missing, or of other parameters.
+        """
         self.policy.load_state_dict(policy)
         self.agent.load_state_dict(without_prefix(state, "agent."))
         if self.average is not None:
             self.average.load_state_dict(without_prefix(state, "average."))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in without_prefix(state, "optimizer.").items():
-            index, _, entry = name.partition(".")
-            moments.setdefault(int(index), {})[entry] = value
+            number, _, entry = name.partition(".")
+            moments.setdefault(int(number), {})[entry] = value
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if update > 0 and not moments:
+            raise ValueError("the optimizer's state is missing")
+        for index, entries in moments.items():
+            shapes = {each.shape for each in entries.values() if each.ndim}
+            if index >= len(parameters) or not shapes <= {parameters[index].shape}:
+                raise ValueError("the optimizer's state is of other parameters")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})

@@ -64,7 +64,7 @@ def locked(path: Path) -> Iterator[None]:
         RunError: the folder cannot be written.
     """
     missing = [each for each in (path, *path.parents) if not each.exists()]
-    lock = FileLock(path / FOLDER / _LOCK, timeout=0, mode=0o666)
+    lock = FileLock(path / FOLDER / _LOCK, timeout=0)
     try:
         (path / FOLDER).mkdir(parents=True, exist_ok=True)
         lock.acquire()

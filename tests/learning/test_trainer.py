@@ -58,7 +58,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_resumed_is_uninterrupted(whole, tmp_path, number):
     killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "ctrl_rl.cli", "train", *SMALL, *LONG]
+    command = [sys.executable, "-m", "ctrl_rl", "train", *SMALL, *LONG]
     command += [f"run.root={tmp_path}", "run.name=killed"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     lines, wanted = 0, random.Random(int(number)).randint(1, 50)
