@@ -11,6 +11,7 @@ forked from one process that has imported everything, as imports take seconds.
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -265,16 +266,18 @@ def trials(number: int, seed: int, folder: Path, chosen: list[str] | None = None
         yield f"{job.name}: {'; '.join(story)}: as uninterrupted"
 
 
-if __name__ == "__main__":
+def _report() -> None:
     torch.set_num_threads(1)
     asked = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    with tempfile.TemporaryDirectory() as temporary:
-        counts: Counter[str] = Counter()
-        for line in trials(asked, int(sys.argv[2]) if len(sys.argv) > 2 else 0, Path(temporary)):
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    sent: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for line in trials(asked, seed, Path(folder)):
             print(line, flush=True)
-            counts.update(
-                signal.Signals(each).name
-                for each in SIGNALS
-                for _ in range(line.count(signal.Signals(each).name))
-            )
-        print(f"{sum(counts.values())} signals ({dict(counts)}): nothing lost")
+            sent.update(name for name in re.findall("SIG[A-Z]+", line))
+    shown = ", ".join(f"{name} {count}" for name, count in sorted(sent.items()))
+    print(f"{sent.total()} signals ({shown}): nothing lost")
+
+
+if __name__ == "__main__":
+    _report()
