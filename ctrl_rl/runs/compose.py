@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # New locations of classes that runs of earlier versions name.
 _MOVED = {
     "ctrl_rl.critics.": "ctrl_rl.agents.parts.critics.",
+    "ctrl_rl.data.sources.": "ctrl_rl.data.",
     "ctrl_rl.runs.no_logger": "ctrl_rl.runs.folder.no_logger",
 }
 

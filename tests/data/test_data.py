@@ -15,6 +15,7 @@ from ctrl_rl.data import (
     faces_dataset,
 )
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.runs.compose import saved
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "dataset"
 
@@ -114,6 +115,12 @@ def test_bad_fractions_are_refused(fractions: dict[str, float], message: str) ->
 def test_configs_build_datasets(digits: OfflineDataset) -> None:
     built = instantiate(OmegaConf.load(CONFIGS / "digits.yaml"))
     assert built.fingerprint == digits.fingerprint
+
+
+def test_targets_of_earlier_versions_are_found(tmp_path: Path, digits: OfflineDataset) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("dataset:\n  _target_: ctrl_rl.data.sources.digits_dataset\n")
+    assert instantiate(saved(file).dataset).fingerprint == digits.fingerprint
 
 
 @pytest.mark.parametrize("control", ["glasses", "hat", "hair", "background", "clothes"])
