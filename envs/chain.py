@@ -21,11 +21,12 @@ from ctrl_rl import keys
 from ctrl_rl.conditions import Conditions, checked_values
 from ctrl_rl.controls import Categorical, Values
 from ctrl_rl.envs.control_laws import BalancedLaw, ControlLaw
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import ConfigError, NonFiniteError
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.networks.execution import in_parts
 from ctrl_rl.priors import Prior
 from ctrl_rl.rewards import Reward
+from ctrl_rl.rewards.reward import check_reward_values
 
 
 class DenoisingProcess(nn.Module):
@@ -187,16 +188,40 @@ class DenoisingProcess(nn.Module):
         return denoised
 
     def reward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """Reward times guidance strength: [B] nats."""
+        """Reward times guidance strength: [B] nats.
+
+        Raises:
+            NonFiniteError: a sample or its reward is not finite; names its condition.
+            ConfigError: the reward's result is not floating point [B].
+        """
+        # A reward may hide it: an encoder's file of NaN is small, and a crop may cut it away.
+        self._check_finite(
+            sample,
+            control,
+            "a sample has a value of {value} for {named}: prior or policy has diverged; try a "
+            "lower trainer.learning_rate, or float32 for a prior in half precision",
+        )
         self.reward_calls += len(sample)
 
         def rewarded(sample: Tensor, *labels: Tensor) -> Tensor:
             reward: Tensor = self.reward_model(sample, dict(zip(control, labels, strict=True)))
+            check_reward_values(reward, len(sample), type(self.reward_model).__name__)
             return reward
 
         rows = self.execution.microbatch
         reward = in_parts(rewarded, sample, *control.values(), rows=rows, recompute=False)
-        return self.guidance_strength * reward
+        reward = self.guidance_strength * reward
+        self._check_finite(reward, control, "the reward is {value} for {named}")
+        return reward
+
+    def _check_finite(self, values: Tensor, control: Mapping[str, Tensor], message: str) -> None:
+        """Refuse values [B, ...] with the first one that is not finite, and its condition."""
+        good = torch.isfinite(values)
+        if not good.all():
+            row, *place = (~good).nonzero()[0].tolist()
+            asked = {name: value[row].item() for name, value in control.items()}
+            named, value = self.conditions.name(asked), values[(row, *place)].item()
+            raise NonFiniteError(message.format(value=value, named=named))
 
     def value_of_clean(self, latent: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """The reward of clean latents [B, *S] once decoded: [B] nats."""
