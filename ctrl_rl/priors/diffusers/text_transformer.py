@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.kernels.levels import FLOW, SHIFT, UNIFORM
+from ctrl_rl.kernels.accepted import FLOW, SHIFT, UNIFORM
 from ctrl_rl.networks.texts import warn_of_long
 from ctrl_rl.priors.diffusers.guided import (
     GuidedNetwork,
