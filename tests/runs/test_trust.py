@@ -168,9 +168,10 @@ def test_every_shipped_config_is_trusted():
 
 
 def _without_interpolations(node):
-    """A config before it is composed, without what only composing fills in."""
+    """A config before it is composed, without what the user and composing fill in."""
     if isinstance(node, dict):
-        yield {key: value for key, value in node.items() if "${" not in str(value)}
+        kept = {key: value for key, value in node.items() if "${" not in str(value)}
+        yield json.loads(json.dumps(kept).replace('"???"', "null"))
 
 
 REWARD = """
