@@ -18,6 +18,7 @@ from ctrl_rl.evaluation.film import NO_FILM, draw_film
 from ctrl_rl.evaluation.pictures import draw_strips
 from ctrl_rl.evaluation.side_by_side import BEFORE
 from ctrl_rl.learning.checks import compile_networks
+from ctrl_rl.marker import locked
 from ctrl_rl.runs import build
 from ctrl_rl.runs.compose import saved
 from ctrl_rl.runs.folder import Run
@@ -145,6 +146,7 @@ def sample(words: list[str]) -> int:
 def export(words: list[str]) -> int:
     """Write a run's policy for diffusers."""
     from ctrl_rl.export.lora import export_run, push
+    from ctrl_rl.export.pipeline import EXPORT
 
     names = ("run", "out", "checkpoint", "base", "hub", "private", "trust")
     options, rest = _take(words, *names)
@@ -158,6 +160,7 @@ def export(words: list[str]) -> int:
         raise ConfigError(f"private={private} must be true or false")
     if "private" in options and hub is None:
         raise ConfigError("private= is for the hub; add hub=NAME, such as hub=me/sd-sizes")
+    EXPORT.check_replaceable(Path(options["out"]).expanduser().resolve())
     loaded = _load(options, "export run=runs/sd out=exported")
     model = base or str(loaded.config.prior.get("path", ""))
     if hub is not None and resolve(model).is_dir():
@@ -178,18 +181,18 @@ def pretrain(config: DictConfig) -> int:
 
     build.set_up_process(config)
     device, plan = build.build_device(config), build.build_pretrain_plan(config)
-    dataset = build.build_dataset(config)
-    say(f"{config.out}: pretraining the prior {config.choices.prior}")
+    out, dataset = build.build_out(config), build.build_dataset(config)
+    say(f"{out}: pretraining the prior {config.choices.prior}")
     with bar("pretrain", plan.updates) as report:
         figures = run_pretrain(
             dataset,
             plan,
-            Path(config.out),
+            out,
             device=device,
             report=lambda done, loss: report(done, {"loss": loss}),
         )
     text = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
-    say(f"{config.out}: {text}")
+    say(f"{out}: {text}")
     return 0
 
 
@@ -198,20 +201,21 @@ def dataset(config: DictConfig) -> int:
     from ctrl_rl.learning.generation import check_folder, generate_dataset
 
     build.set_up_process(config)
-    plan, folder = build.build_generation_plan(config), Path(config.out)
+    plan, folder = build.build_generation_plan(config), build.build_out(config).expanduser()
     groups = ("prior", "kernel", "reward", "control_law")
     decides: dict[str, Any] = {key: OmegaConf.to_container(config[key]) for key in groups}
     decides["prior"].pop("evaluation_prompts", None)  # they are not drawn
     check_folder(folder, plan, decides)
     backend = build.build_compile_backend(config)
-    process = build.build_process(config)
-    if backend is not None:
-        compile_networks(backend, process)
-    say(f"{folder}: {plan.n} pictures of the prior {config.choices.prior}")
-    with bar("dataset", plan.n) as report:
-        counts = generate_dataset(
-            process, plan, folder, settings=decides, report=lambda done: report(done, {})
-        )
+    with locked(folder):
+        process = build.build_process(config)
+        if backend is not None:
+            compile_networks(backend, process)
+        say(f"{folder}: {plan.n} pictures of the prior {config.choices.prior}")
+        with bar("dataset", plan.n) as report:
+            counts = generate_dataset(
+                process, plan, folder, settings=decides, report=lambda done: report(done, {})
+            )
     for name, numbers in counts.items():
         labels = [process.controls[name].shown(place) for place in range(len(numbers))]
         pairs = zip(labels, numbers, strict=True)

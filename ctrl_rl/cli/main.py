@@ -12,8 +12,8 @@ from typing import NoReturn
 from ctrl_rl import __version__
 from ctrl_rl.benchmark.grid import build_grid
 from ctrl_rl.errors import CtrlError, did_you_mean
+from ctrl_rl.interrupts import Interrupted, interrupt_on_terminate
 from ctrl_rl.runs.compose import check_folders, compose, config_folder, defaults, files, groups
-from ctrl_rl.runs.interrupts import Interrupted, interrupt_on_terminate
 
 _COMMANDS = {
     "train": "train an agent in a task, then evaluate it",

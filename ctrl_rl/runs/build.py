@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from inspect import signature
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, one_line
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.evaluation.samplers import Sampler
-from ctrl_rl.learning.generation import GenerationPlan
+from ctrl_rl.learning.drawing import GenerationPlan
 from ctrl_rl.learning.learner import TrainerConfig
 from ctrl_rl.learning.pretrain import PretrainPlan
 from ctrl_rl.policies import DenoisingPolicy
@@ -293,7 +294,13 @@ def build_pretrain_plan(config: DictConfig) -> PretrainPlan:
 
 def fit_classifier(config: DictConfig, dataset: OfflineDataset) -> CalibrationReport:
     """Fit, calibrate and save the classifier of a config."""
-    report: CalibrationReport = _make(
-        config.classifier, "classifier", dataset=dataset, out=config.out
-    )
+    out = build_out(config)
+    report: CalibrationReport = _make(config.classifier, "classifier", dataset=dataset, out=out)
     return report
+
+
+def build_out(config: DictConfig) -> Path:
+    """The folder that a command writes."""
+    if config.out is None or not str(config.out):
+        raise ConfigError("out= names no folder; give the one to write, such as out=mine")
+    return Path(str(config.out))

@@ -1,6 +1,6 @@
-"""The project's own marker on a run folder, and the lock beside it.
+"""The project's own marker on a folder, and the lock beside it.
 
-    .ctrl_rl/run.json      the marker: the version of the layout, and the run's id
+    .ctrl_rl/run.json      the marker: the version of the layout, and the folder's id
     .ctrl_rl/lock          locked by the process that writes into the folder
     .ctrl_rl/holder.json   who that is, for the message to another one
 
@@ -40,6 +40,11 @@ def mark(path: Path) -> None:
     write_text(path / FOLDER / _MARKER, json.dumps(marker, indent=2) + "\n")
 
 
+def unmark(path: Path) -> None:
+    """Take the marker off a folder."""
+    (path / FOLDER / _MARKER).unlink(missing_ok=True)
+
+
 def run_id(path: Path) -> str | None:
     """The run's id, or None for a folder of before there were any."""
     try:
@@ -58,6 +63,8 @@ def is_empty(path: Path) -> bool:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is made; one that stays empty is removed again.
+
+    Nothing of the lock stays behind in a folder without the marker.
 
     Raises:
         RunInUseError: another process holds it.
@@ -81,13 +88,13 @@ def locked(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         lock.release()
-        raise RunError(f"cannot write to the run folder {path}: {one_line(error)}") from error
+        raise RunError(f"cannot write to {path}: {one_line(error)}") from error
     try:
         yield
     finally:
         (path / FOLDER / _HOLDER).unlink(missing_ok=True)
-        if not existed and not is_marked(path) and is_empty(path):
-            _remove(path)
+        if not is_marked(path):
+            _remove_lock(path, and_folder=not existed)
         lock.release()
 
 
@@ -102,11 +109,12 @@ def _holder(path: Path) -> str:
         return "another process"
 
 
-def _remove(path: Path) -> None:
-    """Remove a folder that holds nothing but a lock."""
-    (path / FOLDER / _LOCK).unlink(missing_ok=True)
-    for folder in (path / FOLDER, path):
-        try:
-            folder.rmdir()
-        except OSError:
-            return  # something else came in
+def _remove_lock(path: Path, *, and_folder: bool) -> None:
+    """Remove the lock, and the folder if it holds nothing else."""
+    try:
+        (path / FOLDER / _LOCK).unlink(missing_ok=True)
+        (path / FOLDER).rmdir()
+        if and_folder:
+            path.rmdir()
+    except OSError:
+        return  # something else is in there
