@@ -48,6 +48,15 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     sync(file.parent)
 
 
+def copy_file(source: Path, file: Path) -> None:
+    """Copy a file whole; an existing one is replaced."""
+    partial = file.with_name(file.name + PARTIAL)
+    shutil.copyfile(source, partial)
+    sync(partial)
+    partial.replace(file)
+    sync(file.parent)
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yields a sibling to fill; it takes the folder's place only when the block succeeds."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ctrl_rl.errors import RunError, RunInUseError, one_line
-from ctrl_rl.files import write_text
+from ctrl_rl.files import PARTIAL, write_text
 
 FOLDER = ".ctrl_rl"
 _LAYOUT = 1
@@ -70,8 +70,8 @@ def locked(path: Path) -> Iterator[None]:
         RunInUseError: another process holds it.
         RunError: the folder cannot be written.
     """
-    existed = path.exists()
-    lock = FileLock(path / FOLDER / _LOCK, timeout=0, mode=0o666)
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    lock = FileLock(path / FOLDER / _LOCK, timeout=0)
     try:
         (path / FOLDER).mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -94,7 +94,7 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         (path / FOLDER / _HOLDER).unlink(missing_ok=True)
         if not is_marked(path):
-            _remove_lock(path, and_folder=not existed)
+            _remove(path / FOLDER, missing)
         lock.release()
 
 
@@ -109,12 +109,12 @@ def _holder(path: Path) -> str:
         return "another process"
 
 
-def _remove_lock(path: Path, *, and_folder: bool) -> None:
-    """Remove the lock, and the folder if it holds nothing else."""
-    try:
-        (path / FOLDER / _LOCK).unlink(missing_ok=True)
-        (path / FOLDER).rmdir()
-        if and_folder:
-            path.rmdir()
-    except OSError:
-        return  # something else is in there
+def _remove(ours: Path, made: list[Path]) -> None:
+    """Remove a lock, and folders that were made for it and are empty, innermost first."""
+    for name in (_HOLDER + PARTIAL, _MARKER + PARTIAL, _LOCK):  # the lock goes last
+        (ours / name).unlink(missing_ok=True)
+    for folder in (ours, *made):
+        try:
+            folder.rmdir()
+        except OSError:
+            return  # something else came in

@@ -78,7 +78,7 @@ def tried(
 ) -> Record:
     """Run one trial of these agents; what is finished, also after Ctrl-C."""
     folder = ROOT / "runs" / "tune" / trial.replace("/", "_")
-    command = [sys.executable, "-m", "ctrl_rl.cli", "benchmark", f"agents=[{','.join(left)}]"]
+    command = [sys.executable, "-m", "ctrl_rl", "benchmark", f"agents=[{','.join(left)}]"]
     command += [f"tasks=[{task}]", f"seeds=[{SEED}]", f"denoiser_calls={CALLS}"]
     command += [f"overrides=[{quoted(EVALUATION)}]", f"root={folder}", f"out={folder}/report"]
     command += [f"+settings.{agent}=[{quoted(words)}]" for agent, words in left.items()]

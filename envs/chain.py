@@ -157,8 +157,7 @@ class DenoisingProcess(nn.Module):
         It reads only the prompts of `control`, if any. At step K it is the read-out's result:
         the noise-free last step, or x itself where the scheduler has none.
         """
-        read_out = int(step[0]) == self.num_steps  # episodes of a batch are in step
-        if read_out and not self.kernel.has_read_out:
+        if self._at_read_out(step) and not self.kernel.has_read_out:
             return x
         return self.kernel.mean(x, self._denoised(x, step, control), step)
 
@@ -167,10 +166,20 @@ class DenoisingProcess(nn.Module):
 
         Made in one call, clipped as in the kernel; at step K it is the read-out's result.
         """
-        if int(step[0]) == self.num_steps:  # episodes of a batch are in step
+        if self._at_read_out(step):
             return self.prior_loc(x, step, control)
         denoised = self._denoised(x, step, control)
         return denoised if self.kernel.clip is None else self.kernel.clip(denoised)
+
+    def _at_read_out(self, step: Tensor) -> bool:
+        """Whether all steps [B] are K; refuses a batch in which only some are."""
+        ended = int((step == self.num_steps).sum())
+        if 0 < ended < len(step):
+            raise ConfigError(
+                f"{ended} of {len(step)} latents are at step {self.num_steps}, the read-out, and "
+                "the others are not; the latents of one call must all be at it, or none"
+            )
+        return ended > 0
 
     def _denoised(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         prompt = control.get(keys.PROMPT)

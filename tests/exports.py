@@ -45,8 +45,9 @@ def export(
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         assert main(["train", *words, "policy.alpha=8", *more]) == 0
-        assert main(["export", f"run={folder / 'run'}", f"out={folder / 'out'}"]) == 0
-        run = load_run(folder / "run")
+        words = [f"run={folder / 'run'}", f"out={folder / 'out'}", "trust=my_redness"]
+        assert main(["export", *words]) == 0
+        run = load_run(folder / "run", trust=["my_redness"])
     return run, folder / "out", base
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ctrl_rl.benchmark.grid import Cell
 from ctrl_rl.benchmark.results import Result
 from ctrl_rl.evaluation.pictures import draw_table
 from ctrl_rl.runs.build import build_evaluation_plan, set_up_process
 from ctrl_rl.runs.loaded import LoadedRun, load_run
 from ctrl_rl.runs.progress import bar
+from ctrl_rl.runs.trust import own_modules
 
 _IMAGES, _POINTS = 3, 500  # samples per set
 _MOST = 12  # conditions with a column
@@ -35,7 +37,7 @@ def draw_gallery(path: Path, task: str, agents: Agents) -> None:
         if (finished := [result for result in results if result.summary])
     }
     with bar("samples", len(best)) as report:
-        run = load_run(next(iter(best.values())).cell.folder)
+        run = _load(next(iter(best.values())).cell)
         set_up_process(run.config)  # as the cells do: threads beyond spare cores wait on each other
         process = run.env.process
         count = _IMAGES if len(process.sample_shape) == 3 else _POINTS
@@ -43,7 +45,7 @@ def draw_gallery(path: Path, task: str, agents: Agents) -> None:
         headings, exact, prior = _references(run, count)
         rows: dict[str, list[Tensor]] = {"exact, 0": exact} if exact else {}
         for done, (agent, result) in enumerate(best.items(), start=1):
-            run = load_run(result.cell.folder)
+            run = _load(result.cell)
             rows[f"{agent}, {result.summary['gap_nats']:.3g}"] = [
                 run.sample(condition, n=count, seed=seed)
                 for seed, condition in enumerate(conditions)
@@ -66,3 +68,8 @@ def _references(run: LoadedRun, count: int) -> tuple[list[str], list[Tensor], li
     # A prior that does not see the control has one set of samples; each column shows other ones.
     prior = [sample.roll(-count * i, 0)[:count] for i, sample in enumerate(drawn.samples["prior"])]
     return drawn.conditions[:_MOST], drawn.samples.get("exact", [])[:_MOST], prior[:_MOST]
+
+
+def _load(cell: Cell) -> LoadedRun:
+    """The run of a cell; the grid itself named the user's modules in it."""
+    return load_run(cell.folder, trust=own_modules(cell.config))

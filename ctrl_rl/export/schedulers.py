@@ -3,14 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteSchedulerOutput,
 )
 from torch import Tensor
 
+from ctrl_rl.errors import check_choice
 from ctrl_rl.kernels.flow import flow_sde_tables, flow_settings
 
 
@@ -96,7 +101,15 @@ class UnitStartEulerAncestralScheduler(EulerAncestralDiscreteScheduler):
         return (self.sigmas.max() ** 2 + 1) ** 0.5
 
 
-_OURS = {kind.__name__: kind for kind in (FlowSDEScheduler, UnitStartEulerAncestralScheduler)}
+SCHEDULERS: dict[str, Any] = {  # by name, those of exported runs
+    kind.__name__: kind
+    for kind in (
+        DDIMScheduler,
+        DDPMScheduler,
+        FlowSDEScheduler,
+        UnitStartEulerAncestralScheduler,
+    )
+}
 
 
 def scheduler_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
@@ -105,8 +118,11 @@ def scheduler_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
     Args:
         settings: contents of control.json: `scheduler`, its class, and `scheduler_settings`.
         config: of the base model's scheduler.
+
+    Raises:
+        ConfigError: no run has such a scheduler.
     """
-    name = settings["scheduler"]
-    kind: Any = _OURS.get(name) or getattr(diffusers, name)
+    check_choice("scheduler", settings["scheduler"], SCHEDULERS)
+    kind = SCHEDULERS[settings["scheduler"]]
     config = {"clip_sample": False, **config}  # as in the run's prior
     return kind.from_config(config, **settings["scheduler_settings"])

@@ -208,10 +208,16 @@ class Learner:
             state |= {f"average.{name}": value for name, value in averaged.items()}
         return state
 
-    def load(self, policy: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-        """Load the policy's weights and what `state` gave."""
+    def load(self, policy: dict[str, Tensor], state: dict[str, Tensor], update: int) -> None:
+        """Load the policy's weights and what `state` gave after an update.
+
+        Raises:
+            ValueError: the optimizer's state is missing, or of other parameters.
+        """
         self.policy.load_state_dict(policy)
         self.agent.load_state_dict(without_prefix(state, "agent."))
         if self.average is not None:
             self.average.load_state_dict(without_prefix(state, "average."))
+        if update > 0 and not without_prefix(state, "optimizer."):
+            raise ValueError("the optimizer's state is missing")
         load_optimizer_state(self.optimizer, state)

@@ -12,7 +12,7 @@ from ctrl_rl.agents.parts.returns import episode_kl, episode_reward
 from ctrl_rl.agents.plan import in_force
 from ctrl_rl.conditions import joint_place, label_counts
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.errors import RunError
+from ctrl_rl.errors import RunError, one_line
 from ctrl_rl.learning.checkpoint import Checkpoint
 from ctrl_rl.learning.checks import check_reward
 from ctrl_rl.learning.learner import Learner
@@ -64,12 +64,13 @@ class Trainer:
             RunError: the checkpoint is of another policy or agent.
         """
         try:
-            self.learner.load(checkpoint.policy, checkpoint.training)
+            self.learner.load(checkpoint.policy, checkpoint.training, checkpoint.update)
             self.env.generator.set_state(checkpoint.training["generator"].cpu())
             for start, replay in self.replays.items():
                 replay.load(without_prefix(checkpoint.training, f"replay.{start}."))
         except (RuntimeError, KeyError, ValueError) as error:
-            raise RunError("it holds weights of another policy or agent") from error
+            reason = one_line(error, 200)
+            raise RunError(f"it holds weights of another policy or agent ({reason})") from error
         process, counters = self.env.process, checkpoint.counters
         process.prior_calls, process.reward_calls = counters["prior"], counters["reward"]
         self.policy.calls = counters["policy"]

@@ -102,11 +102,20 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Load what `optimizer_state` gave, which may lie among other tensors."""
+    """Load what `optimizer_state` gave, which may lie among other tensors.
+
+    Raises:
+        ValueError: it is of other parameters.
+    """
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in without_prefix(state, "optimizer.").items():
-        index, _, entry = name.partition(".")
-        moments.setdefault(int(index), {})[entry] = value
+        number, _, entry = name.partition(".")
+        moments.setdefault(int(number), {})[entry] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, entries in moments.items():
+        shapes = {each.shape for each in entries.values() if each.ndim}
+        if index >= len(parameters) or not shapes <= {parameters[index].shape}:
+            raise ValueError("the optimizer's state is of other parameters")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from inspect import signature
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,7 +27,7 @@ from ctrl_rl.learning.learner import TrainerConfig
 from ctrl_rl.learning.pretrain import PretrainPlan
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rewards.classifier import LabelModel
-from ctrl_rl.runs.arguments import check_arguments, check_value
+from ctrl_rl.runs.arguments import check_arguments, check_value, folder_of
 from ctrl_rl.runs.folder import RunPlan
 
 Config = TypeVar("Config")
@@ -294,13 +293,6 @@ def build_pretrain_plan(config: DictConfig) -> PretrainPlan:
 
 def fit_classifier(config: DictConfig, dataset: OfflineDataset) -> CalibrationReport:
     """Fit, calibrate and save the classifier of a config."""
-    out = build_out(config)
+    out = folder_of(config.out, "out")
     report: CalibrationReport = _make(config.classifier, "classifier", dataset=dataset, out=out)
     return report
-
-
-def build_out(config: DictConfig) -> Path:
-    """The folder that a command writes."""
-    if config.out is None or not str(config.out):
-        raise ConfigError("out= names no folder; give the one to write, such as out=mine")
-    return Path(str(config.out))

@@ -14,6 +14,7 @@ from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_DEEPEST = 50  # levels
 _LARGEST = 4 * 2**20  # bytes of a run's config; thousands of prompts take one
 # What runs of earlier versions have, and what it is now.
 _PARTIAL_LOGGER = "\n  _partial_: true"
@@ -153,15 +154,13 @@ def stored(file: Path) -> "DictConfig":
     """
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import AliasEvent, YAMLError, parse
+    from yaml import YAMLError
 
     try:
         if file.stat().st_size > _LARGEST:
-            raise RunError(f"{file} is larger than any config of a run")
+            raise ValueError("it is larger than any config of a run")
         text = file.read_text()
-        # Ours have none of these; a few lines of them can stand for gigabytes.
-        if any(isinstance(event, AliasEvent) for event in parse(text)):
-            raise RunError(f"{file} has yaml aliases, as no config of a run has")
+        _check_plain(text)
         for old, new in _MOVED.items():
             text = text.replace(old, new)
         config = OmegaConf.create(text)
@@ -179,6 +178,21 @@ def stored(file: Path) -> "DictConfig":
         raise RunError(f"{file} is not the config of a run; restore it or train anew")
     OmegaConf.set_struct(config, True)
     return config
+
+
+def _check_plain(text: str) -> None:
+    """Refuse yaml that takes gigabytes or hours to read, before it is read."""
+    import yaml
+
+    depth = 0
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    for event in yaml.parse(text, Loader=loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has yaml aliases, as no config of a run has")
+        if depth > _DEEPEST:
+            raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
 
 
 def _parse(word: str) -> Any:

@@ -116,7 +116,7 @@ def test_finished_cells_are_skipped(whole, capsys):
 
 
 def test_killed_and_called_again_is_uninterrupted(whole, tmp_path, capsys):
-    command = [sys.executable, "-m", "ctrl_rl.cli", *words(tmp_path, "seeds=[1]")]
+    command = [sys.executable, "-m", "ctrl_rl", *words(tmp_path, "seeds=[1]")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     file = cell(tmp_path, "reinforce-s1") / "metrics.jsonl"
     lines = 0

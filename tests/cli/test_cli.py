@@ -70,9 +70,10 @@ def test_plug_ins_from_outside(plug_ins, tmp_path, capsys):
     assert summary(run)["agent"] == "mine"
     assert set(summary(run)["per_label"]) == {"level=0", "level=1"}
     before = contents(run)
-    assert main(["train", f"resume={run}", "checkpoint=5"]) == 0
+    names = "trust=[my_agent,my_reward]"
+    assert main(["train", f"resume={run}", "checkpoint=5", names]) == 0
     assert contents(run) == before  # the agent's own parameters are resumed too
-    assert main(["sample", f"run={run}", "control.level=1", "n=4"]) == 0
+    assert main(["sample", f"run={run}", "control.level=1", "n=4", names]) == 0
     capsys.readouterr()
     assert main(["list", f"--config-dir={plug_ins}"]) == 0
     assert "mine           An agent of my own." in capsys.readouterr().out
@@ -138,8 +139,9 @@ def test_evaluate_takes_overrides(tmp_path):
     run = train(tmp_path)
     costs = summary(run)
     assert main(["evaluate", f"run={run}", "evaluation.policy_samples=8", "checkpoint=5"]) == 0
-    again = summary(run)
+    again = summary(run / "evaluations" / "000005")  # beside the newest one's
     assert again["steps"] == 5 and again["samples"] == 24 and costs["samples"] == 48
+    assert summary(run) == costs
     assert main(["evaluate", f"run={run}"]) == 0
     again = summary(run)
     assert again == costs

@@ -103,7 +103,9 @@ def refused(words, capsys):
 @pytest.mark.parametrize("given", REFUSED)
 def test_train_refuses(given, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ctrl_rl.runs.build.find_spec", lambda name: None)  # whether wandb is here
+    monkeypatch.setattr(
+        "ctrl_rl.runs.loggers.find_spec", lambda name: None
+    )  # whether wandb is here
     told = refused(["train", *SMALL, *given.split()], capsys)
     assert REFUSED[given] in told
     assert list(tmp_path.iterdir()) == []

@@ -58,7 +58,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_resumed_is_uninterrupted(whole, tmp_path, number):
     killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "ctrl_rl.cli", "train", *SMALL, *LONG]
+    command = [sys.executable, "-m", "ctrl_rl", "train", *SMALL, *LONG]
     command += [f"run.root={tmp_path}", "run.name=killed"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     lines, wanted = 0, random.Random(int(number)).randint(1, 50)
@@ -168,7 +168,7 @@ def test_nan_reward_stops_and_keeps_the_last_checkpoint(tmp_path, monkeypatch, c
     assert f"update {len(metrics(run)) + 1}:" in told
     assert Run.open(run).checkpoints() == [0, 5]
     assert Run.open(run).load().update == 5
-    assert load_run(run).sample(0, n=3).isfinite().all()
+    assert load_run(run, trust=["poison"]).sample(0, n=3).isfinite().all()
 
 
 def test_calls_are_counted_exactly(tmp_path):

@@ -43,7 +43,7 @@ def hub(monkeypatch):
 def test_export_to_the_hub_and_back(hub, tmp_path, monkeypatch, capsys):
     run, _, base = export(tmp_path, "sd", "ddim", "")
     out = tmp_path / "another"
-    words = ["export", f"run={run.run.path}", f"out={out}"]
+    words = ["export", f"run={run.run.path}", f"out={out}", "trust=my_redness"]
     capsys.readouterr()
     assert main([*words, "hub=me/mine"]) == 2
     assert "is a folder of this machine; give base=ID" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError, RunError
 from ctrl_rl.learning.checkpoint import Checkpoint
 from ctrl_rl.policies import PriorPolicy
-from ctrl_rl.runs.folder import Run, RunPlan
+from ctrl_rl.runs.folder import Run, RunPlan, write_summary
 
 FIGURES = """task agent seed steps denoiser_calls reward_calls wall_s reward kl_nats log_z log_z_ci
 gap_nats gap_nats_ci gap_nats_certified eubo_gap_nats ess accuracy macro_f1 heldout_accuracy
@@ -28,6 +28,7 @@ def test_layout(run):
     kept = ["000000", "000005", "000007"]
     files = ["policy.safetensors", "state.json", "training.safetensors"]
     expected = {f"checkpoints/{folder}/{file}" for folder in kept for file in files}
+    expected |= {".ctrl_rl/run.json", ".ctrl_rl/lock"}
     assert names == expected | {"config.yaml", "metrics.jsonl", "summary.json", "samples.png"}
     assert "${" not in (run / "config.yaml").read_text()
 
@@ -179,7 +180,7 @@ def test_damaged_config(tmp_path, capsys):
 def test_strict_json_for_figures_that_are_not_finite(tmp_path):
     run = Run.create(RunPlan(root=str(tmp_path), name="r"), "")
     run.log({"update": 1, "kl": float("nan")})
-    run.write_summary({"a": float("inf"), "b": [float("nan"), {"c": 1.0}]})
+    write_summary(run.path, {"a": float("inf"), "b": [float("nan"), {"c": 1.0}]})
     assert list(run.metrics()) == [{"update": 1, "kl": None}]
     assert summary(run.path) == {"a": None, "b": [None, {"c": 1.0}]}
 
@@ -189,7 +190,9 @@ def test_runs_that_name_classes_where_they_were_are_resumed(tmp_path):
     config = folder / "config.yaml"
     now = config.read_text()
     old = now.replace("ctrl_rl.agents.parts.critics.", "ctrl_rl.critics.")
-    old = old.replace("ctrl_rl.runs.folder.no_logger", "ctrl_rl.runs.no_logger")
-    assert old.count("ctrl_rl.critics.") == old.count("ctrl_rl.runs.no_logger") == 1
-    config.write_text(old)
-    assert main(["train", f"resume={folder}", "checkpoint=0"]) == 0
+    assert old.count("ctrl_rl.critics.") == 1
+    logger = "_target_: ctrl_rl.runs.loggers.NoLog"
+    for before in ("ctrl_rl.runs.no_logger", "ctrl_rl.runs.folder.no_logger"):
+        assert logger in old
+        config.write_text(old.replace(logger, f"_target_: {before}\n  _partial_: true"))
+        assert main(["train", f"resume={folder}", "checkpoint=0"]) == 0
