@@ -70,7 +70,7 @@ class Unfinished:
 
     def __init__(self, out: Path, product: Product, settings: Mapping[str, Any]) -> None:
         self.out, self.product = out, product
-        self.folder = out.with_name(out.name + SUFFIX)
+        self.folder = out.parent / (out.name + SUFFIX)
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.progress: dict[str, Any] | None = None  # what is saved
 
