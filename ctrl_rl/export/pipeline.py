@@ -93,6 +93,8 @@ class ControlledPipeline:
         pipeline.scheduler = scheduler_of(settings, pipeline.scheduler.config)
         network = getattr(pipeline, settings["part"])
         with _read(folder / ADAPTERS) as adapters:
+            if not any(name.startswith(f"{settings['part']}.") for name in adapters):
+                raise ValueError(f"it has nothing for the {settings['part']}")  # else ignored
             network.load_lora_adapter(adapters, prefix=settings["part"])
         if settings["part"] == "unet":
             network.class_embedding = nn.Identity()  # takes a ready vector, see `TextUNet`
