@@ -27,7 +27,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, with the permissions of any other new file.
+    """Write tensors as safetensors, whole, with the permissions of any other new file.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -37,12 +37,24 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
     # Tensors that share memory are refused otherwise.
     copies = {name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()}
+    partial = file.with_name(file.name + PARTIAL)
     try:
-        save_file(copies, file)
+        save_file(copies, partial)
     except SafetensorError as error:
         raise OSError(f"{file} cannot be written: {error}") from error
-    open_to_others(file)
-    sync(file)
+    open_to_others(partial)
+    sync(partial)
+    partial.replace(file)
+    sync(file.parent)
+
+
+def copy_file(source: Path, file: Path) -> None:
+    """Copy a file whole; an existing one is replaced."""
+    partial = file.with_name(file.name + PARTIAL)
+    shutil.copyfile(source, partial)
+    sync(partial)
+    partial.replace(file)
+    sync(file.parent)
 
 
 @contextmanager

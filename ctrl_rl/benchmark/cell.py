@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl.errors import CtrlError, RunError, RunInUseError, one_line
 from ctrl_rl.files import write_text
+from ctrl_rl.interrupts import Interrupted
 from ctrl_rl.learning.learner import AUTO
+from ctrl_rl.marker import is_empty, is_marked, mark
 from ctrl_rl.runs.compose import stored
 from ctrl_rl.runs.folder import Run
-from ctrl_rl.runs.interrupts import Interrupted
-from ctrl_rl.runs.marker import is_empty, is_marked, mark
 from ctrl_rl.runs.train import evaluate_method, train_and_evaluate
 
 _RATES = "trainer.learning_rate."

@@ -12,8 +12,8 @@ from typing import NoReturn
 from ctrl_rl import __version__
 from ctrl_rl.benchmark.grid import build_grid
 from ctrl_rl.errors import CtrlError, did_you_mean
+from ctrl_rl.interrupts import Interrupted, interrupt_on_terminate
 from ctrl_rl.runs.compose import check_folders, compose, config_folder, defaults, files, groups
-from ctrl_rl.runs.interrupts import Interrupted, interrupt_on_terminate
 
 _COMMANDS = {
     "train": "train an agent in a task, then evaluate it",
@@ -56,8 +56,12 @@ Re-run the command to resume; the report is written again.""",
   ctrl-rl dataset env=digits n=2000 out=datasets/drawn
   ctrl-rl dataset env=… prior.path=path/to/pipeline reward=jpeg n=10000
 Re-run the command to resume.""",
-    "pretrain": "  ctrl-rl pretrain prior=digits out=priors/mine",
-    "classifier": "  ctrl-rl classifier classifier=digits out=classifiers/mine",
+    "pretrain": """\
+  ctrl-rl pretrain prior=digits out=priors/mine
+Re-run the command to resume.""",
+    "classifier": """\
+  ctrl-rl classifier classifier=digits out=classifiers/mine
+Re-run the command to resume.""",
     "list": "  ctrl-rl list --config-dir my_configs",
 }
 
@@ -71,13 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ctrl-rl: {error}", file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
-        print("ctrl-rl: interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # while Python 3.11 made a class
+            return _interrupted()
         if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf"):
             raise  # a bug, here or in a plug-in, deserves its traceback
         print(f"ctrl-rl: config: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
+
+
+def _interrupted() -> int:
+    print("ctrl-rl: interrupted", file=sys.stderr)
+    return 130
 
 
 def _dispatch(given: list[str]) -> int:

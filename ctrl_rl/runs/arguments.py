@@ -7,6 +7,7 @@ keys, missing keys and values of another type are refused by their dotted name.
 import inspect
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ctrl_rl.errors import ConfigError, did_you_mean
@@ -55,6 +56,12 @@ def check_value(value: Any, hint: Any, where: str) -> None:
     if not _fits(value, hint):
         shown = "null" if value is None else value
         raise ConfigError(f"{where}={shown} must be {_describe(hint)}")
+
+
+def folder_of(value: Any, where: str) -> Path:
+    """The folder that the key `where` of a config names."""
+    check_value(value, str | int, where)
+    return Path(str(value)).expanduser()
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

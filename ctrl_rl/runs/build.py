@@ -22,12 +22,12 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, one_line
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.evaluation.samplers import Sampler
-from ctrl_rl.learning.generation import GenerationPlan
+from ctrl_rl.learning.drawing import GenerationPlan
 from ctrl_rl.learning.learner import TrainerConfig
 from ctrl_rl.learning.pretrain import PretrainPlan
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rewards.classifier import LabelModel
-from ctrl_rl.runs.arguments import check_arguments, check_value
+from ctrl_rl.runs.arguments import check_arguments, check_value, folder_of
 from ctrl_rl.runs.folder import RunPlan
 
 Config = TypeVar("Config")
@@ -293,7 +293,6 @@ def build_pretrain_plan(config: DictConfig) -> PretrainPlan:
 
 def fit_classifier(config: DictConfig, dataset: OfflineDataset) -> CalibrationReport:
     """Fit, calibrate and save the classifier of a config."""
-    report: CalibrationReport = _make(
-        config.classifier, "classifier", dataset=dataset, out=config.out
-    )
+    out = folder_of(config.out, "out")
+    report: CalibrationReport = _make(config.classifier, "classifier", dataset=dataset, out=out)
     return report

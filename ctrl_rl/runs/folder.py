@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctrl_rl import marker
 from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
 from ctrl_rl.files import sync, write_text
 from ctrl_rl.learning.checkpoint import Checkpoint
-from ctrl_rl.runs import marker
 from ctrl_rl.runs.checkpoints import Checkpoints
 from ctrl_rl.runs.compose import stored
 

@@ -21,6 +21,7 @@ from ctrl_rl.evaluation.pictures import draw_samples
 from ctrl_rl.evaluation.quality import in_words
 from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
 from ctrl_rl.evaluation.side_by_side import MOST_CONDITIONS, Comparison
+from ctrl_rl.interrupts import Interrupted, stop_on_interrupt
 from ctrl_rl.learning.checkpoint import NO_TRAINING, Checkpoint
 from ctrl_rl.learning.checks import check_start, compile_networks
 from ctrl_rl.learning.learner import AUTO, Learner
@@ -29,7 +30,6 @@ from ctrl_rl.learning.update import fit_microbatch, rehearse
 from ctrl_rl.rewards.classifier import LabelModel
 from ctrl_rl.runs import build
 from ctrl_rl.runs.folder import Run, write_summary
-from ctrl_rl.runs.interrupts import Interrupted, stop_on_interrupt
 from ctrl_rl.runs.loggers import Logger
 from ctrl_rl.runs.progress import bar, say, show_summary
 from ctrl_rl.runs.trust import own_modules

@@ -209,3 +209,18 @@ def test_a_label_that_no_prior_sample_has_leaves_its_exact_row_empty(tmp_path):
     empty = [row for row in rows if row["exact"]["samples"] == 0]
     assert empty and all(row["exact"]["accuracy"] is None for row in empty)
     assert all(row["gap_nats"] is not None for row in rows)
+
+
+def test_an_interrupt_while_a_class_is_made_is_one(monkeypatch, capsys):
+    """Python 3.11 wraps it in a RuntimeError; imports make many classes."""
+
+    class Slow:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt
+
+    def importing(given):
+        type("Made", (), {"field": Slow()})
+
+    monkeypatch.setattr("ctrl_rl.cli.main._dispatch", importing)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "ctrl-rl: interrupted\n"
