@@ -134,6 +134,8 @@ def _load(kind: str, path: str, source: str, dtype: str) -> Any:
     without = {"safety_checker": None, "requires_safety_checker": False}
     kept = {} if kind != "StableDiffusionPipeline" else without
     try:
-        return getattr(diffusers, kind).from_pretrained(source, dtype=getattr(torch, dtype), **kept)
+        return getattr(diffusers, kind).from_pretrained(
+            source, dtype=getattr(torch, dtype), use_safetensors=True, **kept
+        )
     except Exception as error:  # a broken folder, an aborted download: many kinds
         raise unreachable("prior.path", path, _WANTED, error) from error
