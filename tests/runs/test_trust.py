@@ -13,6 +13,8 @@ from running import SMALL, own_reward, train
 from ctrl_rl import load_run
 from ctrl_rl.cli.main import main
 from ctrl_rl.errors import ConfigError, RunError
+from ctrl_rl.runs import compose as compose_module
+from ctrl_rl.runs import trust as trust_module
 from ctrl_rl.runs.compose import compose, config_folder, files, groups
 from ctrl_rl.runs.trust import check_trusted, own_modules
 
@@ -58,6 +60,7 @@ HOSTILE = [
     {"_target_": "ctrl_rl.rewards.FunctionReward", "function": "os.system", "controls": {}},
     {"_target_": "ctrl_rl.rewards.FunctionReward", "function": "evil.reward", "controls": {}},
     {"_target_": "ctrl_rl.agents.sac.Sac", "objective": "evil.Loss"},
+    {"_target_": "ctrl_rl.rewards.PackagedScore", "target": "evil.Scorer", "path": "x"},
     {"_target_": ["os.system"]},
     {"_target_": "CTRL_RL.rewards.LinearReward"},
     {"_target_": "ctrl_rl.rewards.nothing_there"},
@@ -130,7 +133,8 @@ def test_every_shipped_config_is_trusted():
     parts = [group for group in groups() if group not in ("classifier", "dataset", "recipe")]
     for group in parts:
         for name, file in files(group).items():
-            config = OmegaConf.load(file)
+            # Whose scorer is the user's to name.
+            config = OmegaConf.create(file.read_text().replace("target: ???", "more: ???"))
             for node in _without_interpolations(OmegaConf.to_container(config)):
                 check_trusted(OmegaConf.create(node), file)
             assert name
@@ -221,3 +225,19 @@ def test_yaml_that_is_no_config(tmp_path, text, told, capsys):
     assert main(["sample", f"run={run}", "control=1"]) == 2
     message = capsys.readouterr().err.strip()
     assert told in message and message.count("\n") == 0
+
+
+def test_parts_that_import_by_name_show_it_in_their_annotations():
+    """`check_trusted` looks at arguments that take a callable: a plain text would pass unseen."""
+    root = Path(compose_module.__file__).parents[1]
+    names = ("get_class", "get_method", "get_object", "import_module", "__import__", "runpy")
+    parts = [file for part in trust_module._PARTS for file in _python(root, part)]
+    found = {file.name for file in parts if any(name in file.read_text() for name in names)}
+    assert found == {"function.py", "prompt_score.py"}
+    for part, argument in {"FunctionReward": "function", "PackagedScore": "target"}.items():
+        assert argument in trust_module._callables(f"ctrl_rl.rewards.{part}")
+
+
+def _python(root, part):
+    place = root.joinpath(*part.split(".")[1:])
+    return list(place.resolve().rglob("*.py")) or [place.with_suffix(".py")]
