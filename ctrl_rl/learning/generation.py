@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ctrl_rl import keys
+from ctrl_rl.assets import anchor_paths
 from ctrl_rl.conditions import label_counts
 from ctrl_rl.controls import Categorical
 from ctrl_rl.envs.chain import DenoisingProcess
@@ -120,6 +121,7 @@ def check_folder(folder: Path, plan: GenerationPlan, settings: Mapping[str, Any]
         before = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{file} is damaged ({error}); remove it or give another out=") from error
+    anchor_paths(before)  # earlier versions stored relative ones
     for name, value in _description(plan, settings).items():
         if name != "n" and before.get(name) != value:
             was = before.get(name)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctrl_rl.assets import anchor_paths
 from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
         extra: more config folders, searched after the project's; for plug-ins outside of it.
 
     Returns:
-        The resolved config; its `choices` hold the choice of every group.
+        The resolved config; its `choices` hold the choice of every group. Existing relative paths
+        of its parts are absolute.
 
     Raises:
         ConfigError: an unknown group, choice, key or a missing value, with the nearest match.
@@ -114,6 +116,7 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(f"no value for {missing[0]}; add {missing[0]}=…")
+    anchor_paths(composed)
     OmegaConf.set_struct(composed, True)
     return composed
 
