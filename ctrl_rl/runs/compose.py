@@ -112,6 +112,11 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
             if len(good) == len(overrides):  # the word is in a file
                 raise ConfigError(one_line(error)) from error
             raise ConfigError(_unknown(key, compose(name, good, extra))) from error
+        open_choice = re.search(r"You must specify '(\w+)'", str(error))
+        if open_choice:
+            group = open_choice[1]
+            known = ", ".join(files(group, extra))
+            raise ConfigError(f"no value for {group}; add {group}=…, one of {known}") from error
         raise ConfigError(one_line(error)) from error
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
