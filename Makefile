@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo digits results faces numbers faces_results benchmark compare test lint types pytest bitwise science file_sizes weights clean
+.PHONY: help setup demo digits results faces numbers faces_results benchmark compare test lint types pytest bitwise science file_sizes kills weights clean
 
 help:
 	@echo "make demo     set up, give faces glasses and hats, certify the result (about 4 minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make numbers  a control that is a number, trained and drawn over what was asked for (a minute)"
 	@echo "make science  every agent against exact answers, into docs/exact.md, and slow tests (half an hour)"
 	@echo "make file_sizes  PPO on JPEG sizes of a small Stable Diffusion, three seeds (half an hour)"
+	@echo "make kills    kill every command a hundred times; results must not change (15 minutes)"
 	@echo "make weights  make the shipped prior and classifiers again"
 
 setup: $(INSTALLED)
@@ -117,6 +118,9 @@ science: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto -k "optimum_is_reached or floor_is_reached or mixture2d_gap" \
 		--exact-report docs/exact.md tests/agents/test_exact.py
 	$(BIN)/python -m pytest -q -m science tests/learning
+
+kills: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kills.py 100
 
 file_sizes: $(INSTALLED)
 	$(BIN)/python docs/file_sizes.py docs/pipelines.md

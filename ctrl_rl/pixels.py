@@ -8,6 +8,11 @@ from torch import Tensor
 from ctrl_rl.errors import ConfigError
 
 
+def are_images(shape: Sequence[int]) -> bool:
+    """Whether samples of a shape are images: [1, H, W] or [3, H, W]."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
 def check_images(shape: Sequence[int], what: str) -> None:
     """Refuse samples that are not images.
 
@@ -18,7 +23,7 @@ def check_images(shape: Sequence[int], what: str) -> None:
     Raises:
         ConfigError: the shape is not [1, H, W] or [3, H, W].
     """
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    if not are_images(shape):
         raise ConfigError(
             f"samples of shape {tuple(shape)} are no images; {what} needs [1, H, W] or [3, H, W]"
         )

@@ -21,11 +21,12 @@ from ctrl_rl import keys
 from ctrl_rl.conditions import Conditions, checked_values
 from ctrl_rl.controls import Categorical, Values
 from ctrl_rl.envs.control_laws import BalancedLaw, ControlLaw
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import ConfigError, NonFiniteError
 from ctrl_rl.kernels import TransitionKernel
 from ctrl_rl.networks.execution import in_parts
 from ctrl_rl.priors import Prior
 from ctrl_rl.rewards import Reward
+from ctrl_rl.rewards.reward import check_reward_values
 
 
 class DenoisingProcess(nn.Module):
@@ -157,8 +158,7 @@ class DenoisingProcess(nn.Module):
         It reads only the prompts of `control`, if any. At step K it is the read-out's result:
         the noise-free last step, or x itself where the scheduler has none.
         """
-        read_out = int(step[0]) == self.num_steps  # episodes of a batch are in step
-        if read_out and not self.kernel.has_read_out:
+        if self._at_read_out(step) and not self.kernel.has_read_out:
             return x
         return self.kernel.mean(x, self._denoised(x, step, control), step)
 
@@ -167,10 +167,20 @@ class DenoisingProcess(nn.Module):
 
         Made in one call, clipped as in the kernel; at step K it is the read-out's result.
         """
-        if int(step[0]) == self.num_steps:  # episodes of a batch are in step
+        if self._at_read_out(step):
             return self.prior_loc(x, step, control)
         denoised = self._denoised(x, step, control)
         return denoised if self.kernel.clip is None else self.kernel.clip(denoised)
+
+    def _at_read_out(self, step: Tensor) -> bool:
+        """Whether all steps [B] are K; refuses a batch in which only some are."""
+        ended = int((step == self.num_steps).sum())
+        if 0 < ended < len(step):
+            raise ConfigError(
+                f"{ended} of {len(step)} latents are at step {self.num_steps}, the read-out, and "
+                "the others are not; the latents of one call must all be at it, or none"
+            )
+        return ended > 0
 
     def _denoised(self, x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         prompt = control.get(keys.PROMPT)
@@ -178,16 +188,40 @@ class DenoisingProcess(nn.Module):
         return denoised
 
     def reward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
-        """Reward times guidance strength: [B] nats."""
+        """Reward times guidance strength: [B] nats.
+
+        Raises:
+            NonFiniteError: a sample or its reward is not finite; names its condition.
+            ConfigError: the reward's result is not floating point [B].
+        """
+        # A reward may hide it: an encoder's file of NaN is small, and a crop may cut it away.
+        self._check_finite(
+            sample,
+            control,
+            "a sample has a value of {value} for {named}: prior or policy has diverged; try a "
+            "lower trainer.learning_rate, or float32 for a prior in half precision",
+        )
         self.reward_calls += len(sample)
 
         def rewarded(sample: Tensor, *labels: Tensor) -> Tensor:
             reward: Tensor = self.reward_model(sample, dict(zip(control, labels, strict=True)))
+            check_reward_values(reward, len(sample), type(self.reward_model).__name__)
             return reward
 
         rows = self.execution.microbatch
         reward = in_parts(rewarded, sample, *control.values(), rows=rows, recompute=False)
-        return self.guidance_strength * reward
+        reward = self.guidance_strength * reward
+        self._check_finite(reward, control, "the reward is {value} for {named}")
+        return reward
+
+    def _check_finite(self, values: Tensor, control: Mapping[str, Tensor], message: str) -> None:
+        """Refuse values [B, ...] with the first one that is not finite, and its condition."""
+        good = torch.isfinite(values)
+        if not good.all():
+            row, *place = (~good).nonzero()[0].tolist()
+            asked = {name: value[row].item() for name, value in control.items()}
+            named, value = self.conditions.name(asked), values[(row, *place)].item()
+            raise NonFiniteError(message.format(value=value, named=named))
 
     def value_of_clean(self, latent: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """The reward of clean latents [B, *S] once decoded: [B] nats."""

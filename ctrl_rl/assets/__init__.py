@@ -50,7 +50,7 @@ def anchor_paths(node: Any) -> None:
 
 
 def unreachable(setting: str, path: str, what: str, error: Exception) -> ConfigError:
-    """The error for a model that is neither on disk nor on the hub.
+    """The error for a model that cannot be read from disk, or had from the hub.
 
     Args:
         setting: dotted name of the config's entry.
@@ -58,9 +58,36 @@ def unreachable(setting: str, path: str, what: str, error: Exception) -> ConfigE
         what: what the folder must be.
         error: of the library that tried.
     """
-    reason = one_line(error, 200)
+    reason = f"{type(error).__name__}: {one_line(error, 200)}"
+    folder = resolve(path)
+    if not folder.is_dir():
+        return ConfigError(
+            f"{setting}={path} is neither {what} here nor could it be had from the hub ({reason}); "
+            "give the path of such a folder. A model behind a licence asks you to accept it first: "
+            f"https://huggingface.co/{path}"
+        )
+    pickled = pickles(folder)
+    if pickled and "safetensors" in str(error):
+        return only_pickles(setting, path, pickled[0])
+    return ConfigError(f"{setting}={path} cannot be read as {what} ({reason})")
+
+
+def pickles(folder: Path) -> list[Path]:
+    """Files of pickled weights in a folder and its subfolders, without safetensors beside them."""
+    found = (file for end in ("bin", "pt", "pth", "ckpt") for file in folder.rglob(f"*.{end}"))
+    return sorted(file for file in found if not any(file.parent.glob("*.safetensors")))
+
+
+def only_pickles(setting: str, path: str, file: Path) -> ConfigError:
+    """The error for a model whose weights would be unpickled.
+
+    Args:
+        setting: dotted name of the config's entry.
+        path: its value.
+        file: of pickled weights.
+    """
     return ConfigError(
-        f"{setting}={path} is neither {what} here nor could it be had from the hub "
-        f"({type(error).__name__}: {reason}); give the path of such a folder. A model behind a "
-        f"licence asks you to accept it first: https://huggingface.co/{path}"
+        f"{setting}={path} has no safetensors beside {file.name} in {file.parent}, and weights are "
+        "not unpickled here, as that may run anything; if you trust it, convert it once: load it "
+        "with its own library, use_safetensors=False, and save it by save_pretrained"
     )

@@ -9,7 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -143,11 +143,12 @@ def _job(root: str, total: int, main: int, job: DictConfig) -> None:
         main: process that runs the grid.
         job: names the cell.
     """
-    if os.getpid() != main:
-        interrupt_on_terminate()
-        stop_with_parent()
     if "" not in sys.path:
         sys.path.append("")  # plug-ins in the working directory, as in the command line
     config = stored(_asked_file(root, job.cell))
-    outcome = run_cell(Path(config.run.root) / config.run.name, config)
+    is_worker = os.getpid() != main
+    if is_worker:
+        interrupt_on_terminate()
+    with stop_with_parent() if is_worker else nullcontext():
+        outcome = run_cell(Path(config.run.root) / config.run.name, config)
     say(f"{HydraConfig.get().job.num + 1} of {total}  {job.cell}: {outcome}")

@@ -7,23 +7,14 @@ reward has seen says nothing, so the splits are part of the dataset and are chec
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ctrl_rl.controls import check_label_names
 from ctrl_rl.errors import ConfigError, did_you_mean
-
-# Half of the data for the reward; the held-out judge and the evaluation get equal shares, and one
-# scalar (the temperature) needs little data. A choice of this project, not of the paper.
-DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType(
-    {"train": 0.5, "heldout": 0.2, "calibration": 0.1, "evaluation": 0.2}
-)
 
 
 def as_float(x: Tensor) -> Tensor:
@@ -55,7 +46,7 @@ class OfflineDataset:
 
     def __post_init__(self) -> None:
         """Checks the examples, then the splits."""
-        self._check_examples()
+        check_examples(self.x, self.labels, self.num_labels, self.label_names)
         self._check_splits()
 
     @property
@@ -94,32 +85,6 @@ class OfflineDataset:
         rows = self.splits[name]
         return self.x[rows], self.labels[rows]
 
-    def _check_examples(self) -> None:
-        x, labels = self.x, self.labels
-        if x.dtype not in (torch.float32, torch.uint8) or x.dim() < 2 or len(x) == 0:
-            raise ConfigError(
-                f"x is {x.dtype} of shape {list(x.shape)}, but must be a non-empty torch.float32 "
-                "[N, *shape]: convert it with x.float(), examples on the first axis"
-            )
-        if labels.dtype != torch.int64 or labels.shape != x.shape[:1]:
-            raise ConfigError(
-                f"labels are {labels.dtype} of shape {list(labels.shape)}, but must be "
-                f"torch.int64 [{len(x)}]: give one class index per row of x"
-            )
-        if x.dtype == torch.float32 and not torch.isfinite(x).all():
-            raise ConfigError("x holds NaN or infinite values: remove or repair those examples")
-        if x.dtype == torch.float32 and x.abs().max() > 1:
-            raise ConfigError(
-                f"x lies in [{x.min():g}, {x.max():g}], but must lie in [-1, 1]: rescale it, for "
-                "instance x / 127.5 - 1 for 8-bit images"
-            )
-        if labels.min() < 0 or labels.max() >= self.num_labels:
-            raise ConfigError(
-                f"labels lie in [{labels.min()}, {labels.max()}], but num_labels="
-                f"{self.num_labels} allows 0 to {self.num_labels - 1}: renumber the labels"
-            )
-        check_label_names("label_names", self.label_names, self.num_labels)
-
     def _check_splits(self) -> None:
         if not self.splits:
             raise ConfigError("splits is empty: name at least one split, such as 'train'")
@@ -144,53 +109,39 @@ class OfflineDataset:
                 owners[row] = name
 
 
-def stratified_dataset(
-    x: Tensor,
-    labels: Tensor,
-    fractions: Mapping[str, float],
-    seed: int,
-    label_names: Sequence[str] = (),
-) -> OfflineDataset:
-    """Assigns every row to one split; each split keeps the label frequencies of the whole.
-
-    Args:
-        x: Examples, as `OfflineDataset` has them.
-        labels: Class indices, int64 [N].
-        fractions: Share of each split; the shares add up to 1.
-        seed: Seed of the splits.
-        label_names: Names of the classes, in order; none if they are numbers.
+def check_examples(
+    x: Tensor, labels: Tensor, num_labels: int, label_names: Sequence[str] = ()
+) -> None:
+    """Refuse examples that are not as `OfflineDataset` has them.
 
     Raises:
-        ConfigError: If the fractions cannot be met, or the names do not tell the classes apart.
+        ConfigError: If one of them is not what it must be.
     """
-    from sklearn.model_selection import train_test_split
-
-    if min(fractions.values(), default=0) <= 0 or not math.isclose(sum(fractions.values()), 1):
+    if x.dtype not in (torch.float32, torch.uint8) or x.dim() < 2 or x.numel() == 0:
         raise ConfigError(
-            f"fractions are {dict(fractions)}, but must be above 0 and add up to 1: adjust them"
+            f"x is {x.dtype} of shape {list(x.shape)}, but must be a non-empty torch.float32 "
+            "in [-1, 1] or torch.uint8 pixels, [N, *shape]: convert it with x.float(), "
+            "examples on the first axis"
         )
-    *first_names, last_name = fractions
-    splits: dict[str, Tensor] = {}
-    rest = np.arange(len(x))
-    for name in first_names:
-        try:
-            rows, rest = train_test_split(
-                rest,
-                train_size=round(fractions[name] * len(x)),
-                stratify=labels[rest].numpy(),
-                random_state=seed,
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"cannot cut a stratified split {name!r} from {len(x)} examples ({error}): "
-                "every label needs examples in every split, so add data or use fewer splits"
-            ) from error
-        splits[name] = torch.from_numpy(np.sort(rows))
-    splits[last_name] = torch.from_numpy(np.sort(rest))
-    return OfflineDataset(
-        x=x,
-        labels=labels,
-        num_labels=int(labels.max()) + 1,
-        splits=splits,
-        label_names=tuple(label_names),
-    )
+    if labels.dtype != torch.int64 or labels.shape != x.shape[:1]:
+        raise ConfigError(
+            f"labels are {labels.dtype} of shape {list(labels.shape)}, but must be "
+            f"torch.int64 [{len(x)}]: give one class index per row of x"
+        )
+    if x.dtype == torch.float32 and not torch.isfinite(x).all():
+        bad = (~torch.isfinite(x).flatten(1).all(1)).nonzero()[:, 0]
+        raise ConfigError(
+            f"x holds NaN or infinite values in {len(bad)} of {len(x)} examples, first in row "
+            f"{bad[0]}: remove or repair those examples"
+        )
+    if x.dtype == torch.float32 and x.abs().max() > 1:
+        raise ConfigError(
+            f"x lies in [{x.min():g}, {x.max():g}], but must lie in [-1, 1]: rescale it, for "
+            "instance x / 127.5 - 1 for 8-bit images"
+        )
+    if labels.min() < 0 or labels.max() >= num_labels:
+        raise ConfigError(
+            f"labels lie in [{labels.min()}, {labels.max()}], but num_labels={num_labels} allows "
+            f"0 to {num_labels - 1}: renumber the labels"
+        )
+    check_label_names("label_names", label_names, num_labels)

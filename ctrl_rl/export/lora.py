@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+from omegaconf import OmegaConf
 
 from ctrl_rl.assets import resolve
 from ctrl_rl.controls import as_control, described
@@ -15,8 +16,8 @@ from ctrl_rl.runs.loaded import LoadedRun
 
 _OF_SCHEDULER = {"noise_level"}  # settings that kernels share with their schedulers
 _SCHEDULERS = {  # by the choice of kernel
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
+    "ddim": "VisitedDDIMScheduler",
+    "ddpm": "VisitedDDPMScheduler",
     "euler_ancestral": "UnitStartEulerAncestralScheduler",
     "flow_sde": "FlowSDEScheduler",
 }
@@ -80,12 +81,14 @@ def export_run(
         call["eta"] = config.kernel.eta
     if config.kernel.get("timesteps"):
         call["timesteps"] = list(config.kernel.timesteps)
+    prior_config: Any = OmegaConf.to_container(config.prior)
     settings = {
         "base_model": base or source,
         "pipeline": kind,
         "dtype": config.prior.dtype,
         "part": network.part,
         "scheduler": _SCHEDULERS[config.choices.kernel],
+        "scheduler_config": prior_config.get("scheduler") or {},
         "scheduler_settings": {key: config.kernel[key] for key in _OF_SCHEDULER & {*config.kernel}},
         "controls": {name: one.as_json() for name, one in run.env.process.controls.items()},
         "read_out": kernel.has_read_out,

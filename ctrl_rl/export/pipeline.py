@@ -75,7 +75,7 @@ class ControlledPipeline:
             raise ConfigError(f"{where} has no {SETTINGS}; give what `ctrl-rl export` made")
         settings = json.loads((folder / SETTINGS).read_text())
         kind = getattr(diffusers, settings["pipeline"])
-        more = {"dtype": getattr(torch, settings["dtype"]), **more}
+        more = {"dtype": getattr(torch, settings["dtype"]), "use_safetensors": True, **more}
         source = base or settings["base_model"]
         try:
             pipeline = kind.from_pretrained(source, **more)

@@ -1,17 +1,29 @@
-"""Samplers of this project as diffusers schedulers, for pipelines."""
+"""Samplers of this project as diffusers schedulers, for pipelines.
+
+Pipelines look at the signatures of a scheduler's methods for what these take, so they are kept.
+"""
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteSchedulerOutput,
 )
 from torch import Tensor
 
+from ctrl_rl.kernels.accepted import FLOW
 from ctrl_rl.kernels.flow import flow_sde_tables, flow_settings
+from ctrl_rl.kernels.schedulers import trim
+from ctrl_rl.kernels.settings import CLASS, changed, scheduler_settings
 
 
 class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
@@ -46,9 +58,16 @@ class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
             noise_level: > 0, see `ctrl_rl.kernels.flow_sde_kernel`; None for the config's, or 0.7
                 if it has none.
             **more: as for the stock scheduler.
+
+        Raises:
+            ConfigError: a scheduler that is not read, or not of flow matching.
         """
         own = config.get("noise_level", 0.7) if noise_level is None else noise_level
-        made = super().from_config(flow_settings(config), **more)
+        if config.get(CLASS) == cls.__name__:
+            config = {**config, CLASS: FlowMatchEulerDiscreteScheduler.__name__}
+        stock = {key: value for key, value in config.items() if key != "noise_level"}
+        read = scheduler_settings({**stock, "prediction_type": FLOW})
+        made = super().from_config(flow_settings(read), **more)
         scheduler = made[0] if isinstance(made, tuple) else made  # with the unused settings
         scheduler.register_to_config(noise_level=own)
         return made
@@ -81,6 +100,52 @@ class FlowSDEScheduler(FlowMatchEulerDiscreteScheduler):
         return output(prev_sample=after)
 
 
+class VisitedDDPMScheduler(DDPMScheduler):
+    """The stock scheduler without the timestep -1 that it has in some `trailing` spacings."""
+
+    timesteps: Any
+
+    @wraps(DDPMScheduler.set_timesteps)
+    def set_timesteps(self, *given: Any, **named: Any) -> None:
+        """As the stock scheduler, see `ctrl_rl.kernels.schedulers`."""
+        stock: Any = super()
+        stock.set_timesteps(*given, **named)
+        trim(self)
+
+
+class VisitedDDIMScheduler(DDIMScheduler):
+    """The stock scheduler with steps that lead to the next timestep which is visited.
+
+    It is the sampler of `kernel=ddim`, which says where that differs from the stock scheduler's. A
+    step is the stock one on a schedule of the visited timesteps alone, where the next is one below.
+    """
+
+    config: Any
+    timesteps: Any
+    alphas_cumprod: Any
+    final_alpha_cumprod: Any
+    _visited: Any
+
+    @wraps(DDIMScheduler.set_timesteps)
+    def set_timesteps(self, *given: Any, **named: Any) -> None:
+        """As the stock scheduler."""
+        stock: Any = super()
+        stock.set_timesteps(*given, **named)
+        trim(self)
+        number = len(self.timesteps)
+        self._visited = DDIMScheduler.from_config(self.config, num_train_timesteps=number)
+        self._visited.alphas_cumprod = self.alphas_cumprod[self.timesteps.cpu().flip(0)]
+        self._visited.final_alpha_cumprod = self.final_alpha_cumprod
+        self._visited.num_inference_steps = number
+
+    @wraps(DDIMScheduler.step)
+    def step(self, model_output: Tensor, timestep: Any, *given: Any, **named: Any) -> Any:
+        """The next latents, as the stock scheduler gives them."""
+        place = int((self.timesteps == timestep).nonzero()[0])
+        below = len(self.timesteps) - 1 - place
+        return self._visited.step(model_output, below, *given, **named)
+
+
 class UnitStartEulerAncestralScheduler(EulerAncestralDiscreteScheduler):
     """The stock scheduler of ancestral Euler steps, from the start N(0, I) of `euler_ancestral`.
 
@@ -89,6 +154,14 @@ class UnitStartEulerAncestralScheduler(EulerAncestralDiscreteScheduler):
     """
 
     sigmas: Any
+    timesteps: Any
+
+    @wraps(EulerAncestralDiscreteScheduler.set_timesteps)
+    def set_timesteps(self, *given: Any, **named: Any) -> None:
+        """As the stock scheduler, without the timestep -1 of some `trailing` spacings."""
+        stock: Any = super()
+        stock.set_timesteps(*given, **named)
+        trim(self)
 
     @property
     def init_noise_sigma(self) -> Any:
@@ -96,17 +169,30 @@ class UnitStartEulerAncestralScheduler(EulerAncestralDiscreteScheduler):
         return (self.sigmas.max() ** 2 + 1) ** 0.5
 
 
-_OURS = {kind.__name__: kind for kind in (FlowSDEScheduler, UnitStartEulerAncestralScheduler)}
+_OURS = {
+    kind.__name__: kind
+    for kind in (
+        FlowSDEScheduler,
+        UnitStartEulerAncestralScheduler,
+        VisitedDDIMScheduler,
+        VisitedDDPMScheduler,
+    )
+}
 
 
 def scheduler_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
     """The scheduler whose steps are an exported run's kernel.
 
     Args:
-        settings: contents of control.json: `scheduler`, its class, and `scheduler_settings`.
+        settings: contents of control.json: `scheduler`, its class, `scheduler_settings`, and the
+            `scheduler_config` of `prior.scheduler`, which earlier releases do not have.
         config: of the base model's scheduler.
+
+    Raises:
+        ConfigError: the base model's scheduler is not one that priors are read from.
     """
     name = settings["scheduler"]
     kind: Any = _OURS.get(name) or getattr(diffusers, name)
-    config = {"clip_sample": False, **config}  # as in the run's prior
-    return kind.from_config(config, **settings["scheduler_settings"])
+    read = scheduler_settings(changed(config, settings.get("scheduler_config")))
+    read = {"clip_sample": False, **read}  # as in the run's prior
+    return kind.from_config(read, **settings["scheduler_settings"])

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.errors import ConfigError, one_line
+from ctrl_rl.kernels.accepted import FLOW, SHIFT, UNIFORM
 from ctrl_rl.kernels.kernel import TransitionKernel
-from ctrl_rl.kernels.levels import FLOW, SHIFT, UNIFORM
+from ctrl_rl.kernels.settings import scheduler_settings
 
 
 def flow_sde_kernel(
@@ -34,7 +35,8 @@ def flow_sde_kernel(
     Raises:
         ConfigError: the prior is not a flow-matching model, K or noise_level out of range.
     """
-    if scheduler_config.get("prediction_type") != FLOW:
+    settings = scheduler_settings(scheduler_config)
+    if settings.get("prediction_type") != FLOW:
         raise ConfigError(
             "kernel=flow_sde needs a flow-matching prior, such as Stable Diffusion 3 or Flux; use "
             "kernel=ddim or ddpm for a diffusion model"
@@ -46,7 +48,15 @@ def flow_sde_kernel(
         )
     if num_steps < 1:
         raise ConfigError(f"kernel.num_steps={num_steps} must be 1 or more")
-    scheduler = flow_scheduler(scheduler_config, num_steps + 1)
+    scheduler = flow_scheduler(settings)
+    if settings.get("use_dynamic_shifting") and SHIFT not in settings:
+        raise ConfigError(
+            f"the scheduler's use_dynamic_shifting=true needs {SHIFT}, the shift for the size of "
+            f"the samples; add {SHIFT} to its config, or set use_dynamic_shifting to false"
+        )
+    steps = num_steps + 1
+    levels = torch.linspace(1, 1 / steps, steps).tolist() if settings.get(UNIFORM) else None
+    scheduler.set_timesteps(steps, sigmas=levels, mu=settings.get(SHIFT))  # as its pipeline's call
     sigma = scheduler.sigmas.double()
     noise_weight, scale = flow_sde_tables(sigma, noise_level)
     return TransitionKernel(
@@ -80,14 +90,18 @@ def flow_sde_tables(sigma: Tensor, noise_level: float) -> tuple[Tensor, Tensor]:
     return noise_weight, scale
 
 
-def flow_scheduler(config: Mapping[str, Any], num_steps: int) -> Any:
-    """A `FlowMatchEulerDiscreteScheduler` with its timesteps set as its pipeline's call does."""
+def flow_scheduler(settings: Mapping[str, Any]) -> Any:
+    """A `FlowMatchEulerDiscreteScheduler` from settings as `scheduler_settings` gives them.
+
+    Raises:
+        ConfigError: two spacings at once, or one for which a package is missing.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(flow_settings(config))
-    sigmas = torch.linspace(1, 1 / num_steps, num_steps).tolist() if config.get(UNIFORM) else None
-    scheduler.set_timesteps(num_steps, sigmas=sigmas, mu=config.get(SHIFT))
-    return scheduler
+    try:
+        return FlowMatchEulerDiscreteScheduler.from_config(flow_settings(settings))
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"the scheduler cannot be had: {one_line(error)}") from error
 
 
 def flow_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class TransitionKernel(FixedPrecision):
             raise ConfigError(
                 "the kernel has no stochastic step; use kernel.num_steps of 1 or more"
             )
-        silent = (scale[: self.num_steps] <= 0).nonzero().flatten().tolist()
+        silent = (~(scale[: self.num_steps] > 0)).nonzero().flatten().tolist()
         if silent:
             raise ConfigError(
                 f"the kernel adds no noise at step(s) {silent}, so actions there have no density; "

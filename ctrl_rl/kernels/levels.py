@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctrl_rl.errors import ConfigError
+from ctrl_rl.kernels.accepted import FLOW
+from ctrl_rl.kernels.settings import scheduler_settings
 from ctrl_rl.networks.execution import FixedPrecision
-
-FLOW = "flow_prediction"  # the prediction_type of a network that predicts e - clean
-# Keys that a prior adds to a flow scheduler's config for what its pipeline's call passes: whether
-# levels fall evenly from 1 to 1 / S, and the shift if it depends on the image's size.
-UNIFORM, SHIFT = "uniform_sigmas", "mu"
 
 
 class NoiseLevels(FixedPrecision, ABC):
@@ -81,10 +79,23 @@ class FlowLevels(NoiseLevels):
 
 
 def noise_levels(scheduler_config: Mapping[str, Any]) -> NoiseLevels:
-    """The levels of a diffusers scheduler's config, by its `prediction_type`."""
-    if scheduler_config.get("prediction_type") == FLOW:
-        return FlowLevels(scheduler_config.get("num_train_timesteps", 1000))
+    """The levels of a diffusers scheduler's config, by its `prediction_type`.
+
+    Raises:
+        ConfigError: a scheduler that is not read, see `scheduler_settings`, or betas without a
+            noise law: the signal must fall at every timestep.
+    """
+    settings = scheduler_settings(scheduler_config)
+    if settings.get("prediction_type") == FLOW:
+        return FlowLevels(settings.get("num_train_timesteps", 1000))
     from diffusers import DDPMScheduler
 
-    levels: Tensor = DDPMScheduler.from_config(dict(scheduler_config)).alphas_cumprod
-    return DiffusionLevels(levels.float())
+    alpha_bar: Tensor = DDPMScheduler.from_config(settings).alphas_cumprod.float()
+    falls = torch.cat([alpha_bar.new_ones(1), alpha_bar]).diff() < 0  # false for nan
+    if not falls.all():
+        raise ConfigError(
+            f"the scheduler's betas have no noise law: the signal does not fall at timestep "
+            f"{int((~falls).nonzero()[0])} of {len(alpha_bar)}; give smaller or fewer betas if it "
+            "has reached 0, and larger ones if it is still 1"
+        )
+    return DiffusionLevels(alpha_bar)

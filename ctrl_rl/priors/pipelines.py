@@ -1,13 +1,15 @@
 """`prior=diffusers`: any pipeline that the project knows, by folder or hub id."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ctrl_rl.assets import resolve, unreachable
 from ctrl_rl.errors import ConfigError, check_choice
+from ctrl_rl.kernels.settings import CLASS
+from ctrl_rl.priors.diffusers.folder import INDEX, model_index, scheduler_config
 from ctrl_rl.priors.diffusers.guided import TextSettings
 from ctrl_rl.priors.diffusers.text_transformer import flux_prior, sd3_prior
 from ctrl_rl.priors.diffusers.text_unet import text_unet_prior
@@ -15,7 +17,6 @@ from ctrl_rl.priors.diffusers.unet import diffusers_unet_prior
 from ctrl_rl.priors.prior import Prior, Prompts
 
 _DTYPES = ("float32", "bfloat16", "float16")
-_WANTED = "a pipeline's folder with model_index.json"
 _UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline")
 _TEXT = {
     "StableDiffusionPipeline": text_unet_prior,
@@ -34,6 +35,7 @@ def diffusers_prior(
     guidance_scale: float | None = None,
     size: Sequence[int] | None = None,
     dtype: str = "float32",
+    scheduler: Mapping[str, Any] | None = None,
 ) -> Prior:
     """Load a diffusers pipeline as a prior.
 
@@ -47,16 +49,18 @@ def diffusers_prior(
             no guidance, at half the cost; None for the pipeline's own default.
         size: height and width of a text pipeline's images, in pixels; None for the model's own.
         dtype: of a text pipeline's networks; everything Gaussian is always float32.
+        scheduler: settings in place of those of its scheduler_config.json; null takes one out.
 
     Raises:
         ConfigError: no such pipeline, an unknown kind, or settings that do not fit it.
     """
     check_choice("prior.dtype", dtype, _DTYPES)
     folder = resolve(path)
-    if (folder / "unet").is_dir() and not (folder / "model_index.json").is_file():
+    if (folder / "unet").is_dir() and not (folder / INDEX).is_file():
         kind = _UNCONDITIONAL[0]  # unet/ and scheduler/ by themselves, as `ctrl-rl pretrain` writes
     else:
-        kind = _kind(path, str(folder) if folder.is_dir() else path)
+        index = model_index(path)
+        kind = index[CLASS]
     if kind in _UNCONDITIONAL:
         given = {
             "prompts": prompts,
@@ -72,7 +76,7 @@ def diffusers_prior(
                     f"prior.{name}={value}, but prior.path={path} is a {kind}, which has no "
                     "prompts, one size and float32; leave it out"
                 )
-        return diffusers_unet_prior(path=path)
+        return diffusers_unet_prior(path=path, scheduler=scheduler)
     check_choice("the pipeline of prior.path", kind, (*_UNCONDITIONAL, *_TEXT))
     if guidance_scale is not None and not (guidance_scale >= 1 and math.isfinite(guidance_scale)):
         raise ConfigError(f"prior.guidance_scale={guidance_scale} must be 1 (no guidance) or more")
@@ -88,7 +92,9 @@ def diffusers_prior(
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
         size=size,
+        scheduler=scheduler,
     )
+    scheduler_config(path, scheduler, index)
     source = str(folder) if folder.is_dir() else path
     return _TEXT[kind](_load(kind, path, source, dtype), settings)
 
@@ -112,16 +118,6 @@ def _prompts(
     return prompts
 
 
-def _kind(path: str, source: str) -> str:
-    """The class of a pipeline, from its model_index.json."""
-    from diffusers import DiffusionPipeline
-
-    try:
-        return str(DiffusionPipeline.load_config(source)["_class_name"])
-    except Exception as error:  # from the hub's client, json, the file system
-        raise unreachable("prior.path", path, _WANTED, error) from error
-
-
 def _load(kind: str, path: str, source: str, dtype: str) -> Any:
     import diffusers
 
@@ -135,7 +131,11 @@ def _load(kind: str, path: str, source: str, dtype: str) -> Any:
     kept = {} if kind != "StableDiffusionPipeline" else without
     try:
         return getattr(diffusers, kind).from_pretrained(
-            source, dtype=getattr(torch, dtype), use_safetensors=True, **kept
+            source,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            **kept,
         )
     except Exception as error:  # a broken folder, an aborted download: many kinds
-        raise unreachable("prior.path", path, _WANTED, error) from error
+        raise unreachable("prior.path", path, f"a {kind}", error) from error

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.gaussian import expand_to
-from ctrl_rl.kernels.levels import FLOW, noise_levels
+from ctrl_rl.kernels.accepted import FLOW
+from ctrl_rl.kernels.levels import noise_levels
+from ctrl_rl.kernels.settings import scheduler_settings
 from ctrl_rl.networks.execution import Execution, FixedPrecision, in_parts
 
 
@@ -92,6 +93,9 @@ class NetworkDenoiser(Denoiser):
             (`epsilon`; `v_prediction`, Salimans and Ho 2022, app. D; `sample`; or
             `flow_prediction`, noise less clean latent).
         embedding_features: width of the control embedding that the network accepts; 0 for none.
+
+    Raises:
+        ConfigError: a scheduler that is not read, see `ctrl_rl.kernels.settings`.
     """
 
     def __init__(
@@ -104,14 +108,9 @@ class NetworkDenoiser(Denoiser):
         super().__init__()
         self.network = network
         self.embedding_features = embedding_features
-        self.prediction_type = scheduler_config.get("prediction_type", "epsilon")
-        accepted = ("epsilon", "v_prediction", "sample", FLOW)
-        if self.prediction_type not in accepted:
-            raise ConfigError(
-                f"unknown prediction_type {self.prediction_type!r} in the prior's scheduler; "
-                f"{did_you_mean(self.prediction_type, accepted)}"
-            )
-        self.levels = noise_levels(scheduler_config)
+        settings = scheduler_settings(scheduler_config)
+        self.prediction_type = settings.get("prediction_type", "epsilon")
+        self.levels = noise_levels(settings)
         self.compiled = False
         # Inputs in another memory order are multiplied differently by trained weights than by
         # frozen ones, and on some processors rounded differently: a policy's copy would not equal

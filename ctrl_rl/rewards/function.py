@@ -14,6 +14,7 @@ and one yaml, ``configs/reward/brightness.yaml``::
     upper_bound: 0.0
 """
 
+import math
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -21,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrl_rl.errors import ConfigError, did_you_mean, import_hint
-from ctrl_rl.rewards.reward import Reward
+from ctrl_rl.errors import ConfigError, did_you_mean, import_hint, one_line
+from ctrl_rl.rewards.reward import Reward, check_reward_values
 
 
 class FunctionReward(Reward):
@@ -37,6 +38,10 @@ class FunctionReward(Reward):
         differentiable: whether its result carries a gradient to the sample. If not, it is called
             without one, and agents that need the gradient are refused before any work.
         upper_bound: upper bound in nats, or None; None makes the gap an estimate.
+
+    Raises:
+        ConfigError: no such function, or a bound that is not finite; once called, a result that is
+            not floating point of shape [B].
     """
 
     def __init__(
@@ -48,6 +53,8 @@ class FunctionReward(Reward):
         upper_bound: float | None = None,
     ) -> None:
         super().__init__()
+        if upper_bound is not None and not math.isfinite(upper_bound):
+            raise ConfigError(f"upper_bound={upper_bound} must be finite, or null if none is known")
         self.function = _locate(function) if isinstance(function, str) else function
         self.controls = dict(controls)
         self.differentiable = differentiable
@@ -63,12 +70,17 @@ class FunctionReward(Reward):
             for name, kind in self.controls.items():
                 given[name] = torch.where(nothing, kind.some_value, control[name])
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
-            reward = torch.as_tensor(self.function(sample, given), device=sample.device).float()
-        if reward.shape != sample.shape[:1]:
+            result = self.function(sample, given)
+        name = getattr(self.function, "__qualname__", type(self.function).__name__)
+        try:
+            reward = torch.as_tensor(result, device=sample.device)
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"the reward function gave shape {tuple(reward.shape)}; "
-                f"it must give one value per sample, shape ({sample.shape[0]},)"
-            )
+                f"the reward function {name} gave a {type(result).__name__}, but must give a "
+                f"tensor of shape ({len(sample)},), nats per sample ({one_line(error)})"
+            ) from error
+        check_reward_values(reward, len(sample), f"the reward function {name}")
+        reward = reward.float()
         return reward if nothing is None else torch.where(nothing, 0.0, reward)
 
 

@@ -19,7 +19,8 @@ def jpeg_kilobytes(image: Tensor, quality: int = 95) -> Tensor:
         quality: of the encoder, 1 to 95 (Pillow's scale).
 
     Returns:
-        [B] float32 on the images' device, in units of 1000 bytes; no gradient.
+        [B] float32 on the images' device, in units of 1000 bytes; no gradient. NaN for an image
+        with NaN or infinite values, which has no pixels.
 
     Raises:
         ConfigError: not a batch of images with one or three channels.
@@ -37,7 +38,8 @@ def jpeg_kilobytes(image: Tensor, quality: int = 95) -> Tensor:
     # Pillow encodes one image at a time, and releases the interpreter meanwhile.
     with ThreadPoolExecutor() as pool:
         sizes = list(pool.map(size, arrays))
-    return torch.tensor(sizes, dtype=torch.float32, device=image.device) / 1000
+    kilobytes = torch.tensor(sizes, dtype=torch.float32, device=image.device) / 1000
+    return torch.where(torch.isfinite(image).flatten(1).all(1), kilobytes, torch.nan)
 
 
 class Compressibility(nn.Module):

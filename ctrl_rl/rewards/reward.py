@@ -57,6 +57,25 @@ def check_reward_bound(reward: Tensor, name: str, upper_bound: float) -> None:
         )
 
 
+def check_reward_values(reward: Tensor, count: int, name: str) -> None:
+    """Refuse a result that is not one number in nats per sample.
+
+    Args:
+        reward: what a reward gave.
+        count: number of samples, B.
+        name: of the reward, for the message.
+
+    Raises:
+        ConfigError: it is not floating point of shape [B].
+    """
+    if not reward.is_floating_point() or reward.shape != (count,):
+        raise ConfigError(
+            f"{name} gave {reward.dtype} of shape {tuple(reward.shape)}, but must give floating "
+            f"point of shape ({count},), nats per sample: sum over all other dimensions, and "
+            "convert whole numbers with .float()"
+        )
+
+
 class Reward(nn.Module, ABC):
     """Base of all rewards.
 

@@ -32,6 +32,7 @@ _MOVED = {
     f"_target_: torchrl.record.WandbLogger{_PARTIAL_LOGGER}": (
         "_target_: ctrl_rl.runs.loggers.WandbLog"
     ),
+    "_target_: ctrl_rl.data.sources.": "_target_: ctrl_rl.data.",
 }
 
 

@@ -6,7 +6,6 @@ Clusters and containers send SIGTERM before they end a process: it does what the
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from ctrl_rl.errors import CtrlError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LOOK_EVERY_S = 1.0
+_STOPPED = 130  # exit code after a signal
 
 
 class Interrupted(CtrlError):
@@ -53,16 +53,25 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
         restore()
 
 
-def stop_with_parent() -> None:
-    """Ask this process to stop when the one that started it ends.
+@contextmanager
+def stop_with_parent() -> Iterator[None]:
+    """Ask this process to stop when the one that started it ends; then end it.
 
     Workers of a benchmark that was killed would otherwise go on, beside the next one's.
     """
     parent = os.getppid()
+    done = threading.Event()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_EVERY_S)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while not done.wait(_LOOK_EVERY_S):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        if os.getppid() != parent:
+            os._exit(_STOPPED)  # nobody waits for a result

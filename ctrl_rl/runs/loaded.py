@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from ctrl_rl.controls import Value, Values, described
@@ -29,35 +30,50 @@ def make_process(task: str, overrides: Sequence[str] = ()) -> DenoisingProcess:
 
 
 def make_env(
-    task: str, *, num_envs: int = 64, seed: int = 0, overrides: Sequence[str] = ()
+    task: str, *, num_envs: int = 64, seed: int | None = None, overrides: Sequence[str] = ()
 ) -> LatentEnv:
     """The TorchRL env of a task.
 
     Args:
         task: name of a yaml in `configs/env`, such as "digits".
         num_envs: batch size.
-        seed: of the env's generator.
+        seed: of the env's generator; None takes a fresh one.
         overrides: Hydra overrides, such as ``["kernel.num_steps=20"]``.
     """
     process = make_process(task, overrides)
     return LatentEnv(process, num_envs=num_envs, seed=seed, device=process.kernel.scale.device)
 
 
-def make_control_env(task: str, *, overrides: Sequence[str] = ()) -> ControlEnv:
-    """Entry point of `gymnasium.make`."""
+def make_control_env(
+    task: str, *, overrides: Sequence[str] = (), render_mode: str | None = None
+) -> ControlEnv:
+    """Entry point of `gymnasium.make`; see `ControlEnv`."""
     config = compose("train", [f"env={task}", *overrides])
-    process = build.build_process(config)
-    return ControlEnv(process, control_scale=config.env.control_scale)
+    process, scale = build.build_process(config), config.env.control_scale
+    return ControlEnv(process, control_scale=scale, render_mode=render_mode)
+
+
+# Where `gymnasium.make` looks for what it can make of frames: a list of them, or a window.
+make_control_env.metadata = ControlEnv.metadata  # type: ignore[attr-defined]
 
 
 def make_control_vector_env(
-    task: str, *, num_envs: int, overrides: Sequence[str] = ()
+    task: str,
+    *,
+    num_envs: int,
+    overrides: Sequence[str] = (),
+    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    render_mode: str | None = None,
 ) -> ControlVectorEnv:
-    """Entry point of `gymnasium.make_vec`."""
+    """Entry point of `gymnasium.make_vec`; see `ControlVectorEnv`."""
     config = compose("train", [f"env={task}", *overrides])
-    process = build.build_process(config)
-    scale = config.env.control_scale
-    return ControlVectorEnv(process, num_envs=num_envs, control_scale=scale)
+    return ControlVectorEnv(
+        build.build_process(config),
+        num_envs=num_envs,
+        control_scale=config.env.control_scale,
+        autoreset_mode=autoreset_mode,
+        render_mode=render_mode,
+    )
 
 
 class LoadedRun:

@@ -7,21 +7,17 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from PIL import Image
 
 from ctrl_rl.data import (
     DEFAULT_FRACTIONS,
     OfflineDataset,
-    array_dataset,
-    as_float,
     digits_dataset,
     faces_dataset,
-    image_dataset,
 )
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.runs.compose import saved
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "dataset"
-HALVES = {"train": 0.5, "evaluation": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +78,8 @@ def test_unknown_split_names_the_nearest(digits: OfflineDataset) -> None:
     ("changes", "message"),
     [
         ({"x": torch.zeros(4, 1, 2, 2).double()}, "float64"),
-        ({"x": torch.zeros(4)}, r"\[N, \*shape\]"),
+        ({"x": torch.zeros(4)}, r"in \[-1, 1\] or torch.uint8 pixels, \[N, \*shape\]"),
+        ({"x": torch.zeros(4, 0)}, r"of shape \[4, 0\].*non-empty"),
         ({"x": torch.full((4, 2), float("nan"))}, "NaN"),
         ({"x": torch.full((4, 2), 255.0)}, r"\[255, 255\].*rescale"),
         ({"labels": torch.zeros(4)}, "torch.int64"),
@@ -115,121 +112,15 @@ def test_bad_fractions_are_refused(fractions: dict[str, float], message: str) ->
         digits_dataset(fractions=fractions)
 
 
-def test_array_dataset_reads_what_savez_writes(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).uniform(-1, 1, (20, 3, 4, 4))
-    y = np.arange(20, dtype=np.uint8) % 4
-    np.savez(tmp_path / "data.npz", x=x, y=y)
-    loaded = array_dataset(path=tmp_path / "data.npz", fractions=HALVES)
-    assert torch.equal(loaded.x, torch.from_numpy(x).float())
-    assert torch.equal(loaded.labels, torch.from_numpy(y).long())
-    assert loaded.num_labels == 4 and loaded.split("train")[0].shape == (10, 3, 4, 4)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"images": np.zeros((4, 2))}, "holds images.*np.savez"),
-        ({"x": np.zeros((4, 2)), "y": np.array([0, 1, 0])}, r"integer \[4\]"),
-        ({"x": np.zeros((4, 2)), "y": np.array([0.0, 1.0, 0.0, 1.0])}, "y.astype"),
-        ({"x": np.zeros((4, 2)), "y": np.array([1, 2, 1, 2])}, "renumber"),
-        ({"x": np.zeros(4), "y": np.array([0, 1, 0, 1])}, r"\[N, \*shape\]"),
-        ({"x": np.zeros((4, 2), np.uint8), "y": np.array([0, 1, 0, 1])}, "uint8.*127.5"),
-        ({"x": np.full((4, 2), 3.0), "y": np.array([0, 1, 0, 1])}, r"\[3, 3\]"),
-        ({"x": np.full((4, 2), np.nan), "y": np.array([0, 1, 0, 1])}, "NaN"),
-        ({"x": np.zeros((4, 2)), "y": np.array([0, 1, 0, None])}, "not a readable .npz"),
-    ],
-)
-def test_bad_arrays_are_refused(
-    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
-) -> None:
-    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=message):
-        array_dataset(path=tmp_path / "data.npz", fractions=HALVES)
-
-
-def test_bad_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no file at .*absent.npz"):
-        array_dataset(path=tmp_path / "absent.npz")
-    np.save(tmp_path / "bare.npy", np.zeros(3))
-    with pytest.raises(ConfigError, match="one array without a name"):
-        array_dataset(path=tmp_path / "bare.npy")
-    for content in (b"", b"not an archive", b"PK\x03\x04 cut off"):
-        (tmp_path / "broken.npz").write_bytes(content)
-        with pytest.raises(ConfigError, match="not a readable .npz"):
-            array_dataset(path=tmp_path / "broken.npz")
-
-
-def test_configs_build_datasets(tmp_path: Path, digits: OfflineDataset) -> None:
+def test_configs_build_datasets(digits: OfflineDataset) -> None:
     built = instantiate(OmegaConf.load(CONFIGS / "digits.yaml"))
     assert built.fingerprint == digits.fingerprint
-    np.savez(tmp_path / "data.npz", x=np.zeros((40, 1, 4, 4)), y=np.arange(40) % 2)
-    config = OmegaConf.load(CONFIGS / "npz.yaml")
-    assert instantiate(config, path=str(tmp_path / "data.npz")).num_labels == 2
 
 
-def image_folder(
-    folder: Path, rows: list[tuple[str, str]], sides: tuple[int, int] = (6, 4)
-) -> Path:
-    """Images of random pixels, all grey, with a label each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(0)
-    for name, _ in rows:
-        pixels = generator.integers(0, 256, (6, 4), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / name)
-    lines = ["file_name,mood", *(f"{name},{label}" for name, label in rows)]
-    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-ROWS = [(f"{i}.png", str(i % 2)) for i in range(8)]
-
-
-def test_image_dataset_reads_pictures_and_labels(tmp_path: Path) -> None:
-    folder = image_folder(tmp_path, ROWS)
-    loaded = image_dataset(path=folder, label="mood", fractions=HALVES)
-    assert loaded.x.shape == (8, 1, 6, 4) and loaded.labels.tolist() == [0, 1] * 4
-    with Image.open(folder / "3.png") as image:
-        expected = torch.from_numpy(np.array(image))
-    assert loaded.x.dtype == torch.uint8 and torch.equal(loaded.x[3, 0], expected)
-    assert torch.equal(as_float(loaded.x[3, 0]), expected / 127.5 - 1)
-    colour = np.full((10, 10, 3), (255, 0, 127), dtype=np.uint8)
-    Image.fromarray(colour).save(folder / "3.png")
-    with pytest.raises(ConfigError, match="to make them one"):
-        image_dataset(path=folder, label="mood", fractions=HALVES)
-    for name, _ in ROWS:
-        Image.fromarray(colour).save(folder / name)
-    resized = image_dataset(path=folder, label="mood", size=[5, 3], fractions=HALVES)
-    assert resized.x.shape == (8, 3, 5, 3)
-    assert resized.x[0, :, 2, 1].tolist() == [255, 0, 127]
-
-
-def test_bad_image_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="give a folder of images with metadata.csv"):
-        image_dataset(path=tmp_path / "absent", label="mood")
-    folder = image_folder(tmp_path / "good", ROWS)
-    with pytest.raises(ConfigError, match="no column 'modo'; did you mean 'mood'"):
-        image_dataset(path=folder, label="modo")
-    folder = image_folder(tmp_path / "words", [("a.png", "happy"), ("b.png", "sad")])
-    with pytest.raises(ConfigError, match="holds 'happy', which is no whole label"):
-        image_dataset(path=folder, label="mood")
-    folder = image_folder(tmp_path / "gap", [("a.png", "0"), ("b.png", "2")])
-    with pytest.raises(ConfigError, match="every one of 0 to 2, and no picture has 1"):
-        image_dataset(path=folder, label="mood")
-    folder = image_folder(tmp_path / "top", ROWS)
-    with pytest.raises(ConfigError, match="every one of 0 to 2, and no picture has 2"):
-        image_dataset(path=folder, label="mood", num_labels=3)
-    with pytest.raises(ConfigError, match=r"must be \[height, width\]"):
-        image_dataset(path=folder, label="mood", size=[64])
-    Image.fromarray(np.zeros((6, 4), dtype=np.uint16)).save(folder / "0.png")
-    with pytest.raises(ConfigError, match="has mode I;16, but must be grey or RGB"):
-        image_dataset(path=folder, label="mood")
-    folder = image_folder(tmp_path / "broken", ROWS)
-    (folder / "3.png").write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match="3.png cannot be read"):
-        image_dataset(path=folder, label="mood")
-    (folder / "metadata.csv").write_text("file_name,mood\n")
-    with pytest.raises(ConfigError, match="has no rows"):
-        image_dataset(path=folder, label="mood")
+def test_targets_of_earlier_versions_are_found(tmp_path: Path, digits: OfflineDataset) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("dataset:\n  _target_: ctrl_rl.data.sources.digits_dataset\n")
+    assert instantiate(saved(file).dataset).fingerprint == digits.fingerprint
 
 
 @pytest.mark.parametrize("control", ["glasses", "hat", "hair", "background", "clothes"])

@@ -61,8 +61,8 @@ def test_id_passes_gymnasiums_checker_without_a_warning(env_id: str, made: Made)
     words = [*SHORT, *words_of_task(TASKS[env_id], made)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gymnasium.make(env_id, overrides=words)
-        check_env(env.unwrapped)
+        env = gymnasium.make(env_id, overrides=words, render_mode="rgb_array")
+        check_env(env.unwrapped)  # also renders
         assert env.observation_space.contains(env.observation_space.sample())
 
 
@@ -173,8 +173,6 @@ def test_control_can_be_chosen() -> None:
     assert observation["control_group"].tolist() == [0, 3, 1]
     observation, _ = envs.reset(options={"control": {"group": np.array(["0", "3", "any"])}})
     assert observation["control_group"].tolist() == [0, 3, 4]
-    with pytest.raises(ConfigError, match="give one seed"):
-        envs.reset(seed=[1, 2, 3])
 
 
 def test_edited_observations_and_infos_change_nothing() -> None:
@@ -204,7 +202,14 @@ def test_gymnasiums_vector_wrappers_fit() -> None:
     assert [sorted(info) for info in infos] == [["kl", "sample"]] * 3
 
 
-@pytest.mark.parametrize("settings", [{"num_envs": 0}, {"num_envs": 2, "control_scale": 0.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_envs": 0},
+        {"num_envs": 2, "control_scale": 0.0},
+        {"num_envs": 2, "control_scale": float("inf")},
+    ],
+)
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     process = make_env("mixture2d", overrides=SHORT).process
     with pytest.raises(ConfigError, match="must be"):

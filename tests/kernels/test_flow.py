@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import flow_sde_kernel
-from ctrl_rl.kernels.levels import FLOW
+from ctrl_rl.kernels.accepted import FLOW
 from ctrl_rl.priors import GaussianDenoiser
 
 CONFIGS: dict[str, dict[str, Any]] = {

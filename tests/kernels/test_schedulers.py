@@ -109,14 +109,21 @@ def check(sampler: Config, config: Config) -> None:
 @pytest.mark.parametrize("betas", BETAS, ids=lambda betas: betas["beta_schedule"])
 @pytest.mark.parametrize("sampler", DDPM + DDIM, ids=lambda sampler: str(*sampler.values()))
 def test_every_step_equals_diffusers(sampler: Config, betas: Config, prediction: str) -> None:
-    for clip, spacing in itertools.product(CLIPS, SPACINGS):
+    for clip, spacing in itertools.product(CLIPS, spacings(sampler)):
         config = {"prediction_type": prediction, "timestep_spacing": spacing}
         check(sampler, {**betas, **clip, **config})
+
+
+def spacings(sampler: Config) -> tuple[str, ...]:
+    """Those with which diffusers' own step leads to the next timestep, with four or five steps."""
+    return SPACINGS[:2] if "eta" in sampler else SPACINGS
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("sampler", DDPM + DDIM, ids=lambda sampler: str(*sampler.values()))
 def test_variants_of_the_ends_equal_diffusers(sampler: Config, spacing: str) -> None:
+    if spacing not in spacings(sampler):
+        return
     base = {"timestep_spacing": spacing, "beta_schedule": "scaled_linear", "clip_sample": False}
     for prediction in PREDICTIONS:
         config = base | {"prediction_type": prediction}
@@ -189,22 +196,6 @@ def test_offset_step_without_final_one_is_stochastic() -> None:
     assert not kernel.has_read_out and len(kernel.timesteps) == kernel.num_steps == 5
 
 
-@pytest.mark.parametrize("make", [ddpm_kernel, ddim_kernel])
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_number_of_steps_is_the_one_asked_for_or_refused(make: Any, spacing: str) -> None:
-    config = {"timestep_spacing": spacing, "prediction_type": "sample"}
-    for num_steps in (1, 2, 3, 5, 8, 9, 10, 12, 19, 20, 21, 50, 99, 999):
-        try:
-            kernel = make(scheduler_config=config, num_steps=num_steps)
-        except ConfigError as error:
-            assert f"takes {num_steps - 1} or {num_steps + 1}" in str(error)
-            for near in (num_steps - 1, num_steps + 1):
-                assert make(scheduler_config=config, num_steps=near).num_steps == near
-        else:
-            assert kernel.num_steps == num_steps
-            assert (kernel.scale[:num_steps] > 0).all()
-
-
 @pytest.mark.parametrize("sampler", [*DDPM[::2], *DDIM], ids=lambda sampler: str(*sampler.values()))
 def test_chain_reaches_the_known_marginal_at_first_order(sampler: Config) -> None:
     mean, std = 0.8, 0.6
@@ -269,19 +260,14 @@ def test_chain_reaches_the_known_marginal_at_first_order(sampler: Config) -> Non
             {"num_steps": 1, "timesteps": [999, 0]},
             "use v_prediction",
         ),
-        (ddpm_kernel, {"steps_offset": 1}, {"num_steps": 999}, "smaller kernel.num_steps"),
+        (ddpm_kernel, {"steps_offset": 1}, {"num_steps": 999}, "1000 timesteps; use 998$"),
         (
             ddpm_kernel,
             {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
             {"num_steps": 5},
             "use v_prediction",
         ),
-        (
-            ddim_kernel,
-            {"timestep_spacing": "trailing"},
-            {"num_steps": 20},
-            "takes 19 or 21 stochastic steps",
-        ),
+        (ddim_kernel, {"steps_offset": 100}, {"num_steps": 14}, "offset=100 .* use 8 or 111$"),
     ],
 )
 def test_what_has_no_density_is_refused_with_the_fix(

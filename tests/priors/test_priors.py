@@ -15,7 +15,8 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.kernels import ddpm_kernel
-from ctrl_rl.kernels.levels import FLOW, noise_levels
+from ctrl_rl.kernels.accepted import FLOW
+from ctrl_rl.kernels.levels import noise_levels
 from ctrl_rl.priors import (
     GaussianDenoiser,
     MixtureDenoiser,

@@ -1,11 +1,8 @@
 """Priors with prompts against the stock pipelines that they were read from."""
 
-import shutil
-
 import pytest
 import torch
 from pipelines import FLOWS, MAKERS, SIZES, noise_like
-from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel
 
 from ctrl_rl import keys
@@ -305,19 +302,6 @@ def test_without_the_hub_the_message_says_what_to_do(monkeypatch):
     )
     assert "model_index.json" in told and "https://huggingface.co/someone/model" in told
     assert "\n" not in told
-
-
-@pytest.mark.parametrize("part", ["unet", "text_encoder"])
-def test_only_safetensors_are_read(part, folder, tmp_path):
-    copy = tmp_path / "sd"
-    shutil.copytree(folder, copy)
-    (weights,) = (copy / part).glob("*.safetensors")
-    name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
-    torch.save(load_file(weights), copy / part / name)
-    diffusers_prior(path=str(copy), prompts=["cat"])
-    weights.unlink()
-    with pytest.raises(ConfigError, match="safetensors"):
-        diffusers_prior(path=str(copy), prompts=["cat"])
 
 
 @pytest.mark.parametrize(

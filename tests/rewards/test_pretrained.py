@@ -1,5 +1,6 @@
 """Pretrained judges against transformers' own models and processors."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -173,6 +174,27 @@ def test_models_that_are_no_judges_are_refused(judges: dict[str, str], tmp_path:
     assert ImageClassifier(path=str(twins)).num_labels == 3
     with pytest.raises(ConfigError, match="2 labels that are called 'crane'"):
         ImageClassifier(path=str(twins), labels=["dog", "crane"])
+
+
+def test_pickled_weights_and_code_are_refused(judges: dict[str, str], tmp_path: Path) -> None:
+    pickled = Path(shutil.copytree(judges["vit"], tmp_path / "pickled"))
+    torch.save({}, pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="no safetensors beside pytorch_model.bin .*save_pretra"):
+        ImageClassifier(path=str(pickled))
+    mark = tmp_path / "run"
+    for file, name in {
+        "config.json": "AutoModelForImageClassification",
+        "preprocessor_config.json": "AutoImageProcessor",
+    }.items():
+        coded = Path(shutil.copytree(judges["vit"], tmp_path / name))
+        (coded / "mine.py").write_text(f"open({str(mark)!r}, 'w')\nclass Mine: pass\n")
+        content = json.loads((coded / file).read_text()) | {"auto_map": {name: "mine.Mine"}}
+        content |= {"model_type": "mine", "image_processor_type": "Mine"}
+        (coded / file).write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=f"path={coded} cannot be read as an image"):
+            ImageClassifier(path=str(coded))
+    assert not mark.exists()
 
 
 def test_what_does_not_fit_is_refused(judges: dict[str, str], tmp_path: Path) -> None:

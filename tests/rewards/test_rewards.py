@@ -178,7 +178,7 @@ def test_a_bound_that_does_not_hold_is_refused_before_training(
             lambda: FunctionReward(
                 function=lambda x, y: x.mean(), controls={}, differentiable=True
             )(points(3), {}),
-            r"one value per sample, shape \(3,\)",
+            r"must give floating point of shape \(3,\)",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,6 @@ from running import SMALL, own_reward, train
 from ctrl_rl import load_run
 from ctrl_rl.cli.main import main
 from ctrl_rl.errors import ConfigError, RunError
-from ctrl_rl.runs import compose as compose_module
-from ctrl_rl.runs import trust as trust_module
 from ctrl_rl.runs.compose import compose, config_folder, files, groups
 from ctrl_rl.runs.trust import check_trusted, own_modules
 
@@ -60,7 +59,7 @@ HOSTILE = [
     {"_target_": "ctrl_rl.rewards.FunctionReward", "function": "os.system", "controls": {}},
     {"_target_": "ctrl_rl.rewards.FunctionReward", "function": "evil.reward", "controls": {}},
     {"_target_": "ctrl_rl.agents.sac.Sac", "objective": "evil.Loss"},
-    {"_target_": "ctrl_rl.rewards.PackagedScore", "target": "evil.Scorer", "path": "x"},
+    {"_target_": "ctrl_rl.rewards.PackagedScore", "target": "evil.Reward", "path": "x"},
     {"_target_": ["os.system"]},
     {"_target_": "CTRL_RL.rewards.LinearReward"},
     {"_target_": "ctrl_rl.rewards.nothing_there"},
@@ -129,12 +128,36 @@ def test_python_m_does_not_import_from_the_run_folder(finished):
     assert ran.returncode == 0 and "imported" not in ran.stdout, ran.stderr
 
 
+IMPORTERS = {  # modules that import by a name, and from where they have it
+    "ctrl_rl/__init__.py",  # names of its own
+    "ctrl_rl/learning/pretrain.py",  # diffusers
+    "ctrl_rl/rewards/function.py",  # an argument that may be a Callable
+    "ctrl_rl/rewards/models/prompt_score.py",  # the same
+    "ctrl_rl/runs/build.py",  # a config that was checked, or is the user's own
+    "ctrl_rl/runs/trust.py",
+}
+
+
+def test_no_other_module_imports_by_a_name():
+    root = Path(__file__).parents[2]
+    words = re.compile(
+        r"import_module|get_class|get_object|get_method|__import__|\bexec\(|\beval\((?!\))"
+    )
+    found = {
+        str(file.relative_to(root))
+        for folder in ("ctrl_rl", "envs", "agents")
+        for file in (root / folder).rglob("*.py")
+        if not {"envs", "agents", "configs"} & {*file.relative_to(root).parts[1:2]}
+        and words.search(file.read_text())
+    }
+    assert found == IMPORTERS
+
+
 def test_every_shipped_config_is_trusted():
     parts = [group for group in groups() if group not in ("classifier", "dataset", "recipe")]
     for group in parts:
         for name, file in files(group).items():
-            # Whose scorer is the user's to name.
-            config = OmegaConf.create(file.read_text().replace("target: ???", "more: ???"))
+            config = OmegaConf.load(file)
             for node in _without_interpolations(OmegaConf.to_container(config)):
                 check_trusted(OmegaConf.create(node), file)
             assert name
@@ -145,9 +168,10 @@ def test_every_shipped_config_is_trusted():
 
 
 def _without_interpolations(node):
-    """A config before it is composed, without what only composing fills in."""
+    """A config before it is composed, without what the user and composing fill in."""
     if isinstance(node, dict):
-        yield {key: value for key, value in node.items() if "${" not in str(value)}
+        kept = {key: value for key, value in node.items() if "${" not in str(value)}
+        yield json.loads(json.dumps(kept).replace('"???"', "null"))
 
 
 REWARD = """
@@ -225,19 +249,3 @@ def test_yaml_that_is_no_config(tmp_path, text, told, capsys):
     assert main(["sample", f"run={run}", "control=1"]) == 2
     message = capsys.readouterr().err.strip()
     assert told in message and message.count("\n") == 0
-
-
-def test_parts_that_import_by_name_show_it_in_their_annotations():
-    """`check_trusted` looks at arguments that take a callable: a plain text would pass unseen."""
-    root = Path(compose_module.__file__).parents[1]
-    names = ("get_class", "get_method", "get_object", "import_module", "__import__", "runpy")
-    parts = [file for part in trust_module._PARTS for file in _python(root, part)]
-    found = {file.name for file in parts if any(name in file.read_text() for name in names)}
-    assert found == {"function.py", "prompt_score.py"}
-    for part, argument in {"FunctionReward": "function", "PackagedScore": "target"}.items():
-        assert argument in trust_module._callables(f"ctrl_rl.rewards.{part}")
-
-
-def _python(root, part):
-    place = root.joinpath(*part.split(".")[1:])
-    return list(place.resolve().rglob("*.py")) or [place.with_suffix(".py")]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.kernels.settings import CLASS, changed
 from ctrl_rl.networks.execution import FixedPrecision
 from ctrl_rl.priors.prior import NetworkDenoiser, Prior, Prompts
 
@@ -24,12 +25,14 @@ class TextSettings:
         negative_prompt: what guidance leads away from, and what "no prompt" means.
         guidance_scale: of classifier-free guidance; 1 for none, None for the pipeline's own.
         size: height and width of images, in pixels, > 0; None for the model's own.
+        scheduler: settings in place of those of the pipeline's scheduler, or None.
     """
 
     prompts: Prompts
     negative_prompt: str
     guidance_scale: float | None
     size: Sequence[int] | None
+    scheduler: Mapping[str, Any] | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -42,6 +45,11 @@ class TextSettings:
             return self.guidance_scale
         call = inspect.signature(type(pipeline).__call__)
         return float(call.parameters["guidance_scale"].default)
+
+    def scheduler_config(self, pipeline: Any) -> dict[str, Any]:
+        """The config of the pipeline's scheduler, with the settings in its place."""
+        own = {**pipeline.scheduler.config, CLASS: type(pipeline.scheduler).__name__}
+        return changed(own, self.scheduler)
 
 
 class GuidedNetwork(nn.Module, ABC):

@@ -1,6 +1,5 @@
 """Text-conditional flow-matching transformers of diffusers (Stable Diffusion 3, Flux) as priors."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -8,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
-from ctrl_rl.kernels.levels import FLOW, SHIFT, UNIFORM
+from ctrl_rl.kernels.accepted import FLOW, SHIFT, UNIFORM
+from ctrl_rl.kernels.flow import flow_scheduler
+from ctrl_rl.kernels.settings import CLASS, scheduler_settings
 from ctrl_rl.networks.texts import warn_of_long
 from ctrl_rl.priors.diffusers.guided import (
     GuidedNetwork,
@@ -188,7 +189,7 @@ def sd3_prior(pipeline: Any, settings: TextSettings) -> Prior:
     texts, pooled = encoded(pipeline, settings, prompt_2=None, prompt_3=None)
     scale = settings.guidance(pipeline)
     network = TextTransformer(transformer, texts, pooled, guidance_scale=scale)
-    config = _flow_config(pipeline.scheduler.config, (height // patch) * (width // patch))
+    config = _flow_config(pipeline, settings, (height // patch) * (width // patch))
     shape = (transformer.config.in_channels, height, width)
     return guided_prior(pipeline, network, config, shape, settings.prompts)
 
@@ -233,16 +234,28 @@ def flux_prior(pipeline: Any, settings: TextSettings) -> Prior:
         embedded_guidance=scale if distilled else None,
     )
     tokens = (height // _PATCH) * (width // _PATCH)
-    config = _flow_config(pipeline.scheduler.config, tokens) | {UNIFORM: True}
+    config = _flow_config(pipeline, settings, tokens) | {UNIFORM: True}
     shape = (transformer.config.in_channels // _PATCH**2, height, width)
     return guided_prior(pipeline, network, config, shape, settings.prompts)
 
 
-def _flow_config(config: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """The scheduler's config, with the shift that its pipeline computes for a number of patches."""
-    given = {**config, "prediction_type": FLOW}
-    if config.get("use_dynamic_shifting"):
-        few, many = config["base_image_seq_len"], config["max_image_seq_len"]
-        slope = (config["max_shift"] - config["base_shift"]) / (many - few)
-        given[SHIFT] = config["base_shift"] + slope * (tokens - few)
-    return given
+def _flow_config(pipeline: Any, given: TextSettings, tokens: int) -> dict[str, Any]:
+    """What is read of the scheduler's config, with its pipeline's shift for so many patches."""
+    config = given.scheduler_config(pipeline)
+    settings = scheduler_settings(config)
+    if settings.get("prediction_type") != FLOW:
+        raise ConfigError(
+            f"prior.path holds a {type(pipeline).__name__}, a flow-matching model, whose scheduler "
+            f"is a {config[CLASS]}; give it a FlowMatchEulerDiscreteScheduler"
+        )
+    full = flow_scheduler(settings).config
+    if full.use_dynamic_shifting:
+        few, many = full.base_image_seq_len, full.max_image_seq_len
+        if few == many:
+            raise ConfigError(
+                f"the scheduler's base_image_seq_len and max_image_seq_len are both {few}; its "
+                "shift depends on the size by two of them"
+            )
+        slope = (full.max_shift - full.base_shift) / (many - few)
+        settings[SHIFT] = full.base_shift + slope * (tokens - few)
+    return settings

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.kernels.settings import scheduler_settings
 from ctrl_rl.networks.texts import warn_of_long
 from ctrl_rl.priors.diffusers.guided import (
     GuidedNetwork,
@@ -87,6 +88,6 @@ def text_unet_prior(pipeline: Any, settings: TextSettings) -> Prior:
         added = {"text_embeds": pooled[0], "time_ids": time_ids.to(texts.dtype)}
     network = TextUNet(unet, texts, added, guidance_scale=settings.guidance(pipeline))
     # Schedulers of latent models omit it or set False; the kernels' default is for pixels.
-    config = {"clip_sample": False, **pipeline.scheduler.config}
+    config = {"clip_sample": False, **scheduler_settings(settings.scheduler_config(pipeline))}
     shape = (unet.config.in_channels, height, width)
     return guided_prior(pipeline, network, config, shape, settings.prompts)

@@ -1,13 +1,17 @@
 """An unconditional diffusers UNet as a prior, from a pipeline folder on disk."""
 
-import json
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ctrl_rl.assets import resolve
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.assets import only_pickles, pickles, resolve
+from ctrl_rl.errors import ConfigError, one_line
+from ctrl_rl.kernels.settings import scheduler_settings
+from ctrl_rl.priors.diffusers.folder import INDEX, SCHEDULER, read_object, scheduler_config
 from ctrl_rl.priors.prior import NetworkDenoiser, Prior
+
+_CONFIG, _WEIGHTS = "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
 
 
 class UNetWithEmbedding(nn.Module):
@@ -37,11 +41,12 @@ class UNetWithEmbedding(nn.Module):
         return output
 
 
-def diffusers_unet_prior(*, path: str) -> Prior:
+def diffusers_unet_prior(*, path: str, scheduler: Mapping[str, Any] | None = None) -> Prior:
     """Load a `DDPMPipeline` or `DDIMPipeline` folder: `unet/` and `scheduler/`.
 
     Args:
         path: a folder, or ``package://NAME`` for weights shipped with the project.
+        scheduler: settings in place of those of its scheduler_config.json; null takes one out.
 
     Raises:
         ConfigError: the folder is not an unconditional diffusers pipeline.
@@ -49,24 +54,35 @@ def diffusers_unet_prior(*, path: str) -> Prior:
     from diffusers import UNet2DModel
 
     folder = resolve(path)
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    for needed in (scheduler, weights, folder / "unet" / "config.json"):
-        if not needed.is_file():
-            raise ConfigError(
-                f"prior.path={path} has no {needed.relative_to(folder)}; give a diffusers pipeline "
-                "folder with unet/ and scheduler/, such as `ctrl-rl pretrain` writes"
-            )
+    for needed in (SCHEDULER, _WEIGHTS, _CONFIG):
+        if (folder / needed).is_file():
+            continue
+        pickled = pickles((folder / needed).parent)
+        if needed == _WEIGHTS and pickled:
+            raise only_pickles("prior.path", path, pickled[0])
+        raise ConfigError(
+            f"prior.path={path} has no {needed}; give a diffusers pipeline folder with unet/ and "
+            "scheduler/, such as `ctrl-rl pretrain` writes"
+        )
+    index = read_object(folder, INDEX, path) if (folder / INDEX).is_file() else None
+    config = scheduler_config(path, scheduler, index)
+    read_object(folder, _CONFIG, path)
     try:
-        scheduler_config: dict[str, Any] = json.loads(scheduler.read_text())
-    except ValueError as error:
-        raise ConfigError(f"prior.path={path}: {scheduler.name} is no json: {error}") from error
-    try:
-        unet = UNet2DModel.from_pretrained(
-            folder / "unet", use_safetensors=True, low_cpu_mem_usage=False
+        unet, loading = UNet2DModel.from_pretrained(
+            folder / "unet",
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
     except Exception as error:  # diffusers and safetensors raise many kinds for a broken file
-        raise ConfigError(f"prior.path={path} cannot be read as a UNet2DModel: {error}") from error
+        reason = one_line(error, 200)
+        raise ConfigError(f"prior.path={path} cannot be read as a UNet2DModel: {reason}") from error
+    absent = sorted([*loading["missing_keys"], *map(str, loading["mismatched_keys"])])
+    if absent:
+        raise ConfigError(
+            f"prior.path={path} lacks {absent[0]} and {len(absent) - 1} more weights of its "
+            "UNet2DModel, which would be random; give a complete one"
+        )
     if unet.class_embedding is not None or unet.config.out_channels != unet.config.in_channels:
         raise ConfigError(
             f"prior.path={path} holds a class-conditional UNet or one that predicts a variance; "
@@ -74,8 +90,11 @@ def diffusers_unet_prior(*, path: str) -> Prior:
         )
     network = UNetWithEmbedding(unet)
     size = unet.config.sample_size
+    if size is None:
+        raise ConfigError(
+            f"prior.path={path}: {_CONFIG} has no sample_size; add it, such as 32 or [32, 24]"
+        )
     height, width = (size, size) if isinstance(size, int) else size
-    denoiser = NetworkDenoiser(
-        network, scheduler_config, embedding_features=network.embedding_features
-    )
-    return Prior(denoiser, scheduler_config, shape=(unet.config.in_channels, height, width))
+    settings = scheduler_settings(config)
+    denoiser = NetworkDenoiser(network, settings, embedding_features=network.embedding_features)
+    return Prior(denoiser, settings, shape=(unet.config.in_channels, height, width))

@@ -116,7 +116,9 @@ def _found(weights: str) -> Path:
 def _tokenizer(transformers: Any, path: str, words: int) -> Any:
     """BERT's tokenizer, for an embedding of `words` words."""
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source(path))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source(path), trust_remote_code=False
+        )
     except Exception as error:  # from the hub's client, json, the file system
         raise unreachable("tokenizer", path, "BERT's tokenizer", error) from error
     if not words - _ADDED <= len(tokenizer) <= words:

@@ -171,13 +171,19 @@ def _loaded(kind: str, path: str, processor: str | None = None) -> tuple[Any, Pi
     transformers = transformers_package()
     try:
         model, loading = getattr(transformers, kind).from_pretrained(
-            source(path), dtype=torch.float32, output_loading_info=True
+            source(path),
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except Exception as error:  # from the hub's client, json, the file system
         raise unreachable("path", path, f"{_KINDS[kind]} with config.json", error) from error
     name, where = ("path", path) if processor is None else ("processor", processor)
     try:
-        images = transformers.AutoImageProcessor.from_pretrained(source(where))
+        images = transformers.AutoImageProcessor.from_pretrained(
+            source(where), trust_remote_code=False
+        )
     except Exception as error:  # as above
         raise unreachable(name, where, "an image processor", error) from error
     absent = sorted([*loading["missing_keys"], *map(str, loading["mismatched_keys"])])
@@ -210,7 +216,9 @@ def _chosen(path: str, config: Any, labels: Sequence[str] | None) -> list[int]:
 
 def _tokenizer(setting: str, path: str) -> Any:
     try:
-        return transformers_package().AutoTokenizer.from_pretrained(source(path))
+        return transformers_package().AutoTokenizer.from_pretrained(
+            source(path), trust_remote_code=False
+        )
     except Exception as error:  # as above
         raise unreachable(setting, path, "a model with a tokenizer", error) from error
 
