@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from ctrl_rl.assets import anchor_paths
 from ctrl_rl.errors import CtrlError, RunError, RunInUseError, one_line
 from ctrl_rl.files import write_text
 from ctrl_rl.interrupts import Interrupted
@@ -122,6 +123,7 @@ def _settings(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(config)))
     assert isinstance(plain, dict)
     plain.pop("run", None)
+    anchor_paths(plain)  # earlier versions stored relative ones
     return dict(_flat(plain))
 
 

@@ -18,6 +18,7 @@ from ctrl_rl.assets import resolve
 from ctrl_rl.cli.offline import classifier as classifier
 from ctrl_rl.cli.offline import dataset as dataset
 from ctrl_rl.cli.offline import pretrain as pretrain
+from ctrl_rl.cli.words import WORDS
 from ctrl_rl.controls import described
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.evaluation.film import NO_FILM, draw_film
@@ -48,7 +49,7 @@ def train(config: DictConfig) -> int:
 
 def resume(words: list[str]) -> int:
     """Resume the run of `resume=runs/x`, then evaluate; a finished run is evaluated again."""
-    options, rest = _take(words, "resume", "checkpoint", "trust")
+    options, rest = _take(words, *WORDS["resume"])
     if rest:
         raise ConfigError(
             f"resume uses the run's own config; drop {rest[0]}, or start a new run without resume"
@@ -65,11 +66,10 @@ def resume(words: list[str]) -> int:
 
 def evaluate_run(words: list[str]) -> int:
     """Measure a run again; `evaluation.*` overrides change how."""
-    options, overrides = _take(words, "run", "checkpoint", "trust")
-    accepted = ("run", "checkpoint", "trust", "evaluation.…")
+    options, overrides = _take(words, *WORDS["evaluate"])
     for word in overrides:
         if not word.startswith("evaluation."):
-            hint = did_you_mean(word.partition("=")[0], accepted)
+            hint = did_you_mean(word.partition("=")[0], WORDS["evaluate"])
             raise ConfigError(f"evaluate does not take '{word}'; {hint}")
     loaded = _load(options, "evaluate run=runs/demo")
     run = loaded.run
@@ -95,13 +95,11 @@ def evaluate_method(config: DictConfig) -> int:
 
 def sample(words: list[str]) -> int:
     """Draw samples of a run into a picture, an array and a film; all strengths share the noise."""
-    accepted = ["run", "control", "n", "seed", "strength", "strengths", "out"]
-    accepted += ["checkpoint", "trust"]
-    options, rest = _take(words, *accepted)
+    options, rest = _take(words, *WORDS["sample"])
     named = {word.partition("=")[0]: word.partition("=")[2] for word in rest}
     for key in named:
         if not key.startswith("control."):
-            raise ConfigError(f"sample does not take '{key}'; {did_you_mean(key, accepted)}")
+            raise ConfigError(f"sample does not take '{key}'; {did_you_mean(key, WORDS['sample'])}")
     if named and "control" in options:
         raise ConfigError(f"give control= or {next(iter(named))}=, not both")
     n, seed = _whole("n", options.get("n", "16")), _whole("seed", options.get("seed", "0"))
@@ -152,11 +150,10 @@ def export(words: list[str]) -> int:
     from ctrl_rl.export.lora import export_run, push
     from ctrl_rl.export.pipeline import EXPORT
 
-    names = ("run", "out", "checkpoint", "base", "hub", "private", "trust")
-    options, rest = _take(words, *names)
+    options, rest = _take(words, *WORDS["export"])
     if rest:
         key = rest[0].partition("=")[0]
-        raise ConfigError(f"export does not take '{key}'; {did_you_mean(key, names)}")
+        raise ConfigError(f"export does not take '{key}'; {did_you_mean(key, WORDS['export'])}")
     if "out" not in options:
         raise ConfigError("where to? for example: ctrl-rl export run=runs/sd out=exported")
     private, hub, base = options.get("private", "false"), options.get("hub"), options.get("base")

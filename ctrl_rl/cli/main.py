@@ -5,12 +5,14 @@ Nothing heavy is imported before a command needs it: help and typos get an answe
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from textwrap import wrap
 from typing import NoReturn
 
 from ctrl_rl import __version__
 from ctrl_rl.benchmark.grid import build_grid
+from ctrl_rl.cli.words import WORDS
 from ctrl_rl.errors import CtrlError, did_you_mean
 from ctrl_rl.interrupts import Interrupted, interrupt_on_terminate
 from ctrl_rl.runs.compose import check_folders, compose, config_folder, defaults, files, groups
@@ -26,12 +28,15 @@ _COMMANDS = {
     "classifier": "fit and calibrate a classifier",
     "list": "show every choice of every config group",
 }
+_ALSO = {"train": ["resume"]}  # what else a command does, with words of its own
+_HEADINGS = {"resume": "to resume a run", "evaluate": "to measure a run again"}
 _OF_CONFIG = {"evaluate": "evaluate_method"}  # what a command does with a composed config
 _EXAMPLES = {
     "train": """\
   ctrl-rl train env=gaussian seed=3 trainer.updates=100
   ctrl-rl train resume=runs/demo              resume after an interruption
-  ctrl-rl train resume=runs/demo checkpoint=50""",
+  ctrl-rl train resume=runs/demo checkpoint=50
+  ctrl-rl train resume=runs/mine trust=my_rewards   a run that names code of yours""",
     "evaluate": """\
   ctrl-rl evaluate run=runs/demo
   ctrl-rl evaluate run=runs/demo checkpoint=50 evaluation.policy_samples=1024
@@ -155,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             usage=f"ctrl-rl {name} {'' if name == 'list' else '[key=value ...]'}",
-            epilog=f"examples:\n{_EXAMPLES[name]}\n\n{_describe(known, name) if known else ''}",
+            epilog="\n\n".join(filter(None, _about(name, known))),
             formatter_class=in_lines,
             allow_abbrev=False,
         )
@@ -169,6 +174,25 @@ def _parser() -> argparse.ArgumentParser:
                 "its targets may be Python files of the working directory",
             )
     return parser
+
+
+def _about(name: str, known: Mapping[str, str]) -> Iterator[str]:
+    """What follows the description of a command: examples, its words, its config groups."""
+    yield f"examples:\n{_EXAMPLES[name]}"
+    for command in (name, *_ALSO.get(name, ())):
+        if command in WORDS:
+            yield "\n".join([f"{_HEADINGS.get(command, 'words')}, as key=value:", *_told(command)])
+    if known:
+        yield _describe(known, name)
+
+
+def _told(command: str) -> Iterator[str]:
+    """Every word of a command with its meaning, in lines."""
+    width = max(map(len, WORDS[command])) + 2
+    for word, meaning in WORDS[command].items():
+        lines = wrap(meaning, 94 - width)
+        yield f"  {word:<{width}}{lines[0]}"
+        yield from (f"  {'':<{width}}{line}" for line in lines[1:])
 
 
 def _describe(known: Mapping[str, str], name: str) -> str:

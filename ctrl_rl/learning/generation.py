@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ctrl_rl import marker
+from ctrl_rl.assets import anchor_paths
 from ctrl_rl.conditions import label_counts
 from ctrl_rl.controls import Categorical
 from ctrl_rl.envs.chain import DenoisingProcess
@@ -103,6 +104,7 @@ def check_folder(folder: Path, plan: GenerationPlan, settings: Mapping[str, Any]
             f"{file} is damaged ({one_line(error)}); remove {folder} to start anew, or give "
             "another out="
         ) from error
+    anchor_paths(before)  # earlier versions stored relative ones
     for name, value in _description(plan, settings).items():
         if name != "n" and before.get(name) != value:
             was = before.get(name)

@@ -19,7 +19,7 @@ from ctrl_rl.controls import check_same_labels
 from ctrl_rl.data import OfflineDataset
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, one_line
+from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, import_hint, one_line
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.evaluation.samplers import Sampler
 from ctrl_rl.learning.drawing import GenerationPlan
@@ -66,7 +66,7 @@ def _check_node(node: Any, where: str, given: Collection[str] = ()) -> None:
         try:
             target = get_object(node["_target_"])
         except Exception as error:  # importing a plug-in may raise anything
-            reason = one_line(error)
+            reason = import_hint(str(node["_target_"]), error)
             raise ConfigError(f"{where}._target_={node['_target_']} fails: {reason}") from error
         check_arguments(target, values, where, given)
     for key, value in values.items():

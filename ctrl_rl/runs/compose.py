@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctrl_rl.assets import anchor_paths
 from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
         extra: more config folders, searched after the project's; for plug-ins outside of it.
 
     Returns:
-        The resolved config; its `choices` hold the choice of every group.
+        The resolved config; its `choices` hold the choice of every group. Existing relative paths
+        of its parts are absolute.
 
     Raises:
         ConfigError: an unknown group, choice, key or a missing value, with the nearest match.
@@ -111,10 +113,16 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
             if len(good) == len(overrides):  # the word is in a file
                 raise ConfigError(one_line(error)) from error
             raise ConfigError(_unknown(key, compose(name, good, extra))) from error
+        open_choice = re.search(r"You must specify '(\w+)'", str(error))
+        if open_choice:
+            group = open_choice[1]
+            known = ", ".join(files(group, extra))
+            raise ConfigError(f"no value for {group}; add {group}=…, one of {known}") from error
         raise ConfigError(one_line(error)) from error
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(f"no value for {missing[0]}; add {missing[0]}=…")
+    anchor_paths(composed)
     OmegaConf.set_struct(composed, True)
     return composed
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctrl_rl import keys
 from ctrl_rl.assets import unreachable
-from ctrl_rl.errors import ConfigError, one_line
+from ctrl_rl.errors import ConfigError, import_hint
 from ctrl_rl.pixels import check_images
 from ctrl_rl.rewards.models.loading import source
 from ctrl_rl.rewards.reward import Reward
@@ -110,9 +110,8 @@ class PackagedScore(nn.Module):
             kind: Any = get_class(target) if isinstance(target, str) else target
         except Exception as error:  # importing a package may raise anything
             raise ConfigError(
-                f"target={target} cannot be imported "
-                f"({one_line(error, 200)}); install its package, or give the dotted "
-                "name of a class with from_pretrained and score"
+                f"target={target} cannot be imported: {import_hint(str(target), error)}; install "
+                "its package, or give the dotted name of a class with from_pretrained and score"
             ) from error
         for needed in ("from_pretrained", "score"):
             if not callable(getattr(kind, needed, None)):
