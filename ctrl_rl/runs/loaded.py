@@ -152,7 +152,7 @@ class LoadedRun:
                 {"glasses": "yes"}; "prompt" takes one of the prior's prompts. A missing control, or
                 "any", asks for nothing.
             n: number of samples.
-            seed: same seed, same samples.
+            seed: same seed, same samples: the first 4 of 8 are those of ``n=4``, up to rounding.
             strength: drift relative to the trained policy's: 0 is the prior, 1 the policy.
 
         Returns:
@@ -172,7 +172,7 @@ class LoadedRun:
     ) -> Strip:
         """Draw clean samples with their latents; everything else as `sample`.
 
-        Strips of the same n and seed have the same noise, for any condition and strength.
+        Strips of the same seed have the same noise, for any condition and strength.
         """
         process = self.env.process
         if n < 1:
