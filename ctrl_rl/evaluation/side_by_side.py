@@ -6,7 +6,8 @@ figures of an evaluation come from separate draws.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from ctrl_rl.controls import Values
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.evaluation.noise import draw, generators
+from ctrl_rl.evaluation.show import as_png
 from ctrl_rl.gaussian import expand_to
 from ctrl_rl.policies import DenoisingPolicy
 
@@ -37,6 +39,16 @@ class Strip:
     latents: Tensor
     samples: Tensor
     paired: bool = True
+
+    def __repr__(self) -> str:
+        n, *shape = self.samples.shape
+        return f"{n} samples of shape {tuple(shape)}: {self.title}"
+
+    def _repr_png_(self) -> bytes:
+        """For notebooks: the samples."""
+        from ctrl_rl.evaluation.pictures import draw_strips
+
+        return as_png(partial(draw_strips, strips=[replace(self, title="")], title=self.title))
 
 
 @dataclass(frozen=True)
