@@ -59,6 +59,7 @@ class FunctionReward(Reward):
         self.controls = dict(controls)
         self.differentiable = differentiable
         self.upper_bound = upper_bound
+        self.requires_grad_(False).eval()  # the function may be a network
 
     def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Call the function and check its result."""

@@ -6,6 +6,7 @@ folder given as `--config-dir`. No torch is imported: typos show at once.
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,8 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
     _check_choices(name, overrides, extra)
     search = ",".join(f"'file://{Path(folder).resolve()}'" for folder in extra)
     try:
-        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        folder = str(config_folder())
+        with _set_aside(), hydra.initialize_config_dir(folder, version_base="1.3"):
             words = [f"hydra.searchpath=[{search}]", *overrides]
             composed = hydra.compose(name, words, return_hydra_config=True)
         OmegaConf.set_struct(composed, False)
@@ -125,6 +127,18 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
     anchor_paths(composed)
     OmegaConf.set_struct(composed, True)
     return composed
+
+
+@contextmanager
+def _set_aside() -> Iterator[None]:
+    """Leave Hydra to this module for a while: a user's program may be an app of it itself."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    own, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = own
 
 
 def saved(file: Path, overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> "DictConfig":

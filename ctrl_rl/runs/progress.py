@@ -15,15 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-_COLUMNS = {
-    "reward": "reward",
-    "KL": "kl_nats",
-    "gap": "gap_nats",
-    "certified": "gap_nats_certified",
-    "accuracy": "accuracy",
-    "held-out": "heldout_accuracy",
-    "diversity": "diversity",
-}
+from ctrl_rl.evaluation.show import COLUMNS, cell
+
 _EVERY = 30.0  # seconds between lines of progress
 _PATIENCE = 5.0  # seconds
 Report = Callable[[int, Mapping[str, float]], None]
@@ -140,12 +133,12 @@ def show_summary(path: Path, summary: Mapping[str, Any]) -> None:
     say(f"\n{path}: {summary['agent']} on {summary['task']}, in nats")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
-    for heading in _COLUMNS:
+    for heading in COLUMNS:
         table.add_column(heading, justify="right")
     rows = {"prior": summary["prior"], "policy": summary, "exact": summary["exact"]}
     for source, row in rows.items():
         if row is not None:
-            table.add_row(source, *(_cell(row.get(name)) for name in _COLUMNS.values()))
+            table.add_row(source, *(cell(row.get(name)) for name in COLUMNS.values()))
     _console().print(table)
     if len(summary["accuracy_per_control"]) > 1:
         _console().print(_per_control(rows))
@@ -180,11 +173,7 @@ def _per_control(rows: Mapping[str, Mapping[str, Any] | None]) -> Table:
     for control in next(iter(known.values()))[name]:
         cells = []
         for row in known.values():
-            cell = _cell(row["accuracy_per_control"][control])
-            cells.append(f"{cell} ({_cell(row[name][control])})" if judged else cell)
+            share = cell(row["accuracy_per_control"][control])
+            cells.append(f"{share} ({cell(row[name][control])})" if judged else share)
         table.add_row(control, *cells)
     return table
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

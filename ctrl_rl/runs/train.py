@@ -26,9 +26,10 @@ from ctrl_rl.rewards.classifier import LabelModel
 from ctrl_rl.runs import build
 from ctrl_rl.runs.folder import Run
 from ctrl_rl.runs.loggers import Logger
+from ctrl_rl.runs.parts import NONE, Makers
 from ctrl_rl.runs.progress import bar, note, say, waiting
 from ctrl_rl.runs.results import write_results
-from ctrl_rl.runs.trust import own_modules
+from ctrl_rl.runs.resuming import resume_command
 
 # Nats per dimension. A compiled forward pass rounds differently with a backward pass than without
 # one: clean estimates of Stable Diffusion's architecture were up to 4e-6 apart.
@@ -47,6 +48,7 @@ def train_and_evaluate(
     checkpoint: int | None = None,
     *,
     quiet: bool = False,
+    given: Makers = NONE,
 ) -> Run:
     """Train, then evaluate.
 
@@ -55,6 +57,7 @@ def train_and_evaluate(
         run: the folder to resume in; None makes the one that `config.run` names.
         checkpoint: update of the checkpoint to resume at; None for the newest.
         quiet: no progress and no table.
+        given: what makes parts that the config cannot build, see `ctrl_rl.runs.parts`.
 
     Returns:
         The finished run.
@@ -71,31 +74,27 @@ def train_and_evaluate(
     try:
         with where.locked():
             resumed = None if run is None else run.load(checkpoint)
-            return _train_and_evaluate(config, run, resumed, quiet=quiet)
+            return _train_and_evaluate(config, run, resumed, given, quiet=quiet)
     except KeyboardInterrupt:
         left = f"resume with: {resume_command(where, config)}"
         nothing = "nothing was written yet"
         raise Interrupted(f"interrupted; {left if where.checkpoints() else nothing}") from None
 
 
-def resume_command(run: Run, config: DictConfig) -> str:
-    """The command that resumes a run, with the user's own modules that it needs."""
-    words = ["ctrl-rl", "train", f"resume={run.path}"]
-    own = own_modules(config)
-    if own:
-        words.append(f"trust={own[0]}" if len(own) == 1 else f"trust=[{','.join(own)}]")
-    return " ".join(words)
-
-
 def _train_and_evaluate(
-    config: DictConfig, run: Run | None, checkpoint: Checkpoint | None, *, quiet: bool
+    config: DictConfig,
+    run: Run | None,
+    checkpoint: Checkpoint | None,
+    given: Makers,
+    *,
+    quiet: bool,
 ) -> Run:
     """The same in a locked folder, from a checkpoint that was read."""
     # Build and check everything before any compute, and compute before writing the folder.
     build.set_up_process(config)
     plan, log = build.build_evaluation_plan(config), build.build_logger(config)
     with waiting("loading and checking prior, reward and policy", quiet=quiet):
-        env, learner, heldout = _prepared(config, fresh=checkpoint is None, quiet=quiet)
+        env, learner, heldout = _prepared(config, given, fresh=checkpoint is None, quiet=quiet)
     process, settings = env.process, learner.config
     # With prompts, each one of training would need its own prior samples.
     log_z = None
@@ -122,13 +121,13 @@ def _train_and_evaluate(
 
 
 def _prepared(
-    config: DictConfig, *, fresh: bool, quiet: bool
+    config: DictConfig, given: Makers, *, fresh: bool, quiet: bool
 ) -> tuple[LatentEnv, Learner, Mapping[str, LabelModel]]:
     """Env, learner and held-out judges, built; a fresh policy is checked on its first episodes."""
     settings, backend = build.build_trainer_config(config), build.build_compile_backend(config)
-    process = build.build_process(config)
-    agent = build.build_agent(config, process)
-    learner = Learner(build.build_policy(config, process), agent, settings)
+    process = build.build_process(config, given)
+    agent = build.build_agent(config, process, given)
+    learner = Learner(build.build_policy(config, process, given), agent, settings)
     heldout = build.build_heldout(config, process)
     env = build.build_env(config, process)
     if backend is not None:
