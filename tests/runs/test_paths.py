@@ -10,9 +10,9 @@ from running import SMALL, own_reward, train
 
 from ctrl_rl import load_run
 from ctrl_rl.assets import anchor_paths
-from ctrl_rl.benchmark.cell import difference
 from ctrl_rl.cli.main import main
 from ctrl_rl.runs.compose import compose
+from ctrl_rl.runs.resuming import difference
 
 CODE = """def elsewhere(sample, control):
     return -(sample[:, 0] - control["level"]).square()

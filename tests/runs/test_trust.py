@@ -133,7 +133,8 @@ IMPORTERS = {  # modules that import by a name, and from where they have it
     "ctrl_rl/learning/pretrain.py",  # diffusers
     "ctrl_rl/rewards/function.py",  # an argument that may be a Callable
     "ctrl_rl/rewards/models/prompt_score.py",  # the same
-    "ctrl_rl/runs/build.py",  # a config that was checked, or is the user's own
+    "ctrl_rl/runs/arguments.py",  # a config that was checked, or is the user's own
+    "ctrl_rl/runs/record.py",  # writes a name and imports nothing
     "ctrl_rl/runs/trust.py",
 }
 
