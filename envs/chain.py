@@ -195,12 +195,7 @@ class DenoisingProcess(nn.Module):
             ConfigError: the reward's result is not floating point [B].
         """
         # A reward may hide it: an encoder's file of NaN is small, and a crop may cut it away.
-        self._check_finite(
-            sample,
-            control,
-            "a sample has a value of {value} for {named}: prior or policy has diverged; try a "
-            "lower trainer.learning_rate, or float32 for a prior in half precision",
-        )
+        self.check_sample(sample, control)
         self.reward_calls += len(sample)
 
         def rewarded(sample: Tensor, *labels: Tensor) -> Tensor:
@@ -213,6 +208,19 @@ class DenoisingProcess(nn.Module):
         reward = self.guidance_strength * reward
         self._check_finite(reward, control, "the reward is {value} for {named}")
         return reward
+
+    def check_sample(self, sample: Tensor, control: Mapping[str, Tensor]) -> None:
+        """Refuse samples [B, *D] that nobody can use.
+
+        Raises:
+            NonFiniteError: one is not finite; names its condition.
+        """
+        self._check_finite(
+            sample,
+            control,
+            "a sample has a value of {value} for {named}: prior or policy has diverged; try a "
+            "lower trainer.learning_rate, or float32 for a prior in half precision",
+        )
 
     def _check_finite(self, values: Tensor, control: Mapping[str, Tensor], message: str) -> None:
         """Refuse values [B, ...] with the first one that is not finite, and its condition."""

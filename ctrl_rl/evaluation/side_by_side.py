@@ -101,6 +101,9 @@ def denoise(
 
     Returns:
         Latents x_0 .. x_K, [n, K + 1, *S], and clean samples [n, *D].
+
+    Raises:
+        NonFiniteError: a sample is not finite.
     """
     kernel, x = process.kernel, draw(process.shape, streams)
     latents = [x]
@@ -111,4 +114,5 @@ def denoise(
         latents.append(x)
     last = torch.full((len(x),), kernel.num_steps, device=x.device)
     samples = process.prior.decode(process.prior_loc(x, last, control))
+    process.check_sample(samples, control)
     return torch.stack(latents, 1), samples

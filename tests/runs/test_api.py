@@ -277,10 +277,7 @@ def one_argument(sample):
             {"policy": ready()["policy"], "kernel": partial(ddpm_kernel, num_steps=9)},
             "another kern",
         ),
-        (
-            {"reward": wrong_shape},
-            r"the reward function wrong_shape gave torch.float32 of shape \(16, 2\)",
-        ),
+        ({"reward": wrong_shape}, r"function wrong_shape gave torch.float32 of shape \(16, 2\)"),
         ({"reward": one_argument}, r"reward=one_argument must take \(sample, control\)"),
         ({"reward": Blank}, "reward=Blank is no Reward"),
         ({"reward": 3}, "reward=int is no Reward; a function of"),

@@ -9,7 +9,7 @@ from ctrl_rl import load_run
 from ctrl_rl.cli.main import main
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.rollout import rollout
-from ctrl_rl.errors import ConfigError, RunError
+from ctrl_rl.errors import ConfigError, NonFiniteError, RunError
 from ctrl_rl.evaluation.noise import generators
 from ctrl_rl.learning.checkpoint import Checkpoint
 from ctrl_rl.policies import PriorPolicy
@@ -91,6 +91,15 @@ def test_a_sample_depends_on_its_place_and_not_on_how_many_there_are(run):
             torch.testing.assert_close(episode["sample"][:, -1], samples[place : place + 1])
     starts = torch.cat([loaded.strip(1, n=8, seed=seed).latents[:, 0] for seed in range(8)])
     assert len(starts.unique(dim=0)) == 64  # no two seeds share a sample
+
+
+def test_a_policy_that_has_diverged_gives_no_samples(run):
+    loaded = load_run(run)
+    for weight in loaded.policy.parameters():
+        weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="a sample has a value of nan for group=1"):
+        loaded.sample(1, n=2)
+    assert loaded.sample(1, n=2, strength=0.0).isfinite().all()
 
 
 @pytest.mark.parametrize(
