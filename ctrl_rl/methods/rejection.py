@@ -85,6 +85,8 @@ class Rejection(Sampler):
     def strip(self, control: Mapping[str, Values], *, title: str, n: int, seed: int) -> Strip:
         """Draw n episodes, the i-th under the i-th condition, by trials from the i-th stream.
 
+        The first accepted trial differs by condition, and so does the noise of equal seeds.
+
         Raises:
             ConfigError: no trial was accepted for one of them.
         """

@@ -183,7 +183,7 @@ class LoadedRun:
         if not known:
             raise ConfigError("this run has no control; sample without one")
         if len(known) > 1:
-            values = {name: control.shown(0) for name, control in known.items()}
+            values = {name: each.shown(each.some_value) for name, each in known.items()}
             raise ConfigError(
                 f"this run has the controls {described(known)}; give values by name, such as "
                 f"control={values}"

@@ -22,6 +22,7 @@ from ctrl_rl.policies import DriftPolicy
 from ctrl_rl.priors import NetworkDenoiser, Prior, gaussian_prior
 from ctrl_rl.rewards import FunctionReward, LinearReward
 from ctrl_rl.runs.compose import compose
+from ctrl_rl.runs.interrupts import Interrupted
 
 OVERRIDES = [word for word in SMALL if not word.startswith(("env=", "trainer.updates="))]
 # The parts of env=gaussian, made in Python.
@@ -161,6 +162,41 @@ def test_a_run_without_controls_samples_without_one(tmp_path: Path) -> None:
     for control in (1, [1, 2, 3]):
         with pytest.raises(ConfigError, match="this run has no control; sample without one"):
             run.sample(control, n=3)
+
+
+def test_values_of_several_controls_are_given_by_name(tmp_path: Path) -> None:
+    controls = {"hat": ["no", "yes"], "level": {"low": 0, "high": 1}}
+    few = [*OVERRIDES, *RATES, "evaluation.most_conditions=2"]
+    run = own(
+        tmp_path,
+        reward=lambda s, c: s[:, 0] * c["level"],
+        controls=controls,
+        overrides=few,
+        updates=1,
+    )
+    says = r"controls hat \(no, yes\), level .*such as control=\{'hat': 'yes', 'level': '0.5'\}"
+    with pytest.raises(ConfigError, match=says):
+        run.sample("yes", n=3)
+    assert run.sample({"hat": "yes", "level": "0.5"}, n=3).shape == (3, 2)
+
+
+class Stops(Ctrl):
+    """Ctrl-C in the third update."""
+
+    calls = 0
+
+    def loss(self, rollout):
+        Stops.calls += 1
+        if Stops.calls == 4:  # the first call is the trial before training
+            raise KeyboardInterrupt
+        return super().loss(rollout)
+
+
+def test_an_interruption_says_how_to_go_on(named: Path, tmp_path: Path) -> None:
+    call = partial(own, tmp_path, name="r", prior=GAUSSIAN(), agent=Stops)
+    with pytest.raises(Interrupted, match="the same call of ctrl_rl.train and resume=True"):
+        call()
+    assert contents(call(resume=True).run.path) == contents(named)
 
 
 def test_a_network_as_the_reward_function_is_not_trained() -> None:
