@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ctrl_rl.assets import anchor_paths
 from ctrl_rl.controls import Control, as_control
 from ctrl_rl.runs.parts import FUNCTION, GIVEN, is_function, is_maker, label_of, target_of
 
@@ -44,6 +45,7 @@ def record(config: DictConfig, name: str, part: Any, **settings: Any) -> None:
     else:
         node = _node_of(name, part)
         is_whole = bool(node)
+    anchor_paths(node)
     OmegaConf.set_struct(config, False)
     config[name] = node
     config.choices[name] = label_of(part)

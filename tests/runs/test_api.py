@@ -17,12 +17,12 @@ from ctrl_rl.agents.ppo import Ppo
 from ctrl_rl.agents.sac import Sac
 from ctrl_rl.envs.control_laws import FixedLaw
 from ctrl_rl.errors import ConfigError, RunError
+from ctrl_rl.interrupts import Interrupted
 from ctrl_rl.kernels import ddpm_kernel
 from ctrl_rl.policies import DriftPolicy
-from ctrl_rl.priors import NetworkDenoiser, Prior, gaussian_prior
+from ctrl_rl.priors import NetworkDenoiser, Prior, diffusers_unet_prior, gaussian_prior
 from ctrl_rl.rewards import FunctionReward, LinearReward
 from ctrl_rl.runs.compose import compose
-from ctrl_rl.runs.interrupts import Interrupted
 
 OVERRIDES = [word for word in SMALL if not word.startswith(("env=", "trainer.updates="))]
 # The parts of env=gaussian, made in Python.
@@ -178,6 +178,24 @@ def test_values_of_several_controls_are_given_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         run.sample("yes", n=3)
     assert run.sample({"hat": "yes", "level": "0.5"}, n=3).shape == (3, 2)
+
+
+def test_a_relative_path_of_a_part_is_recorded_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").symlink_to(Path(ctrl_rl.__file__).parent / "assets" / "digits" / "prior")
+    monkeypatch.chdir(tmp_path)
+    run = ctrl_rl.train(
+        "digits",
+        prior=partial(diffusers_unet_prior, path=Path("mine")),
+        updates=1,
+        quiet=True,
+        overrides=[*OVERRIDES, "kernel.num_steps=2"],
+    )
+    assert run.config.prior.path == str(tmp_path / "mine")
+    monkeypatch.chdir("/")
+    again = load_run(tmp_path / "runs" / "digits-ctrl-s0")
+    assert torch.equal(again.sample(3, n=2), run.sample(3, n=2))
 
 
 class Stops(Ctrl):
