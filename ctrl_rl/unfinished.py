@@ -156,7 +156,7 @@ class Unfinished:
         if not self.folder.is_dir():
             return
         (self.folder / _PROGRESS).unlink(missing_ok=True)  # first: it promises the state
-        for path in self.folder.iterdir():
+        for path in sorted(self.folder.iterdir()):
             if _OURS.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         unmark(self.folder)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -12,66 +11,11 @@ import traceback
 from pathlib import Path
 
 import pytest
-import torch
+from sums import add, everything, send
 
 from ctrl_rl.errors import ConfigError, NonFiniteError, RunError, RunInUseError
 from ctrl_rl.interrupts import Interrupted, interrupt_on_terminate
 from ctrl_rl.marker import locked
-from ctrl_rl.products import Product
-from ctrl_rl.unfinished import unfinished
-
-SUM = Product(
-    name="sum",
-    files=re.compile(r"sum\.json|parts/\d+\.txt"),
-    told_by="sum.json",
-    fields=frozenset({"sum", "terms"}),
-)
-
-
-class Sum:
-    """Adds seeded numbers; `at` is called after each."""
-
-    def __init__(self, total=6, at=lambda done: None, size=1):
-        self.done, self.total, self.at, self.size = 0, total, at, size
-        self.generator = torch.Generator().manual_seed(0)
-        self.value = torch.zeros(size, dtype=torch.float64)
-
-    def step(self):
-        self.value += torch.rand(self.size, generator=self.generator, dtype=torch.float64) / 3
-        self.done += 1
-        self.at(self.done)
-        return self.value[0].item()
-
-    def state(self):
-        done = torch.tensor(self.done)
-        return {"value": self.value, "generator": self.generator.get_state(), "done": done}
-
-    def restore(self, state):
-        self.done, self.value = int(state["done"]), state["value"]
-        self.generator.set_state(state["generator"])
-
-
-def add(out, *, seen=None, writing=lambda: None, settings=None, **given):
-    """Sum into a folder; returns the numbers of the updates that were made."""
-    steps, made = Sum(**given), []
-    with unfinished(out, SUM, settings or {"size": 1, "rate": 0.5}) as work:
-        work.finish(steps, lambda done, loss: made.append(done))
-        with work.result() as folder:
-            (folder / "sum.json").write_text(json.dumps({"sum": loss(steps), "terms": 6}))
-            writing()
-    return made
-
-
-def loss(steps):
-    return steps.value.sum().item().hex()
-
-
-def everything(folder):
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-
-
-def send(number, when):
-    return lambda done: os.kill(os.getpid(), number) if done == when else None
 
 
 @pytest.fixture
@@ -306,72 +250,6 @@ def test_a_second_process_is_refused_by_name(tmp_path):
     assert add(out) == [3, 4, 5, 6]
 
 
-FOREIGN = {
-    "thesis.tex": "it holds 'thesis.tex'",
-    "parts/notes.txt": "it holds 'parts/notes.txt'",
-    ".git/HEAD": "it holds '.git/HEAD'",
-    "parts/1.txt": "it has no sum.json of one",
-    "sum.json": "it has no sum.json of one",
-}
-
-
-@pytest.mark.parametrize("name", FOREIGN)
-def test_only_an_earlier_product_is_replaced(tmp_path, name):
-    out = tmp_path / "out"
-    file = out / name
-    file.parent.mkdir(parents=True)
-    file.write_text('{"sum": 3}')
-    with pytest.raises(ConfigError, match=FOREIGN[name]):
-        add(out, at=lambda done: pytest.fail("computed first"))
-    assert file.read_text() == '{"sum": 3}'
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_what_else_may_not_be_replaced(tmp_path):
-    add(tmp_path / "out")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "1.txt").write_text("mine")
-    (tmp_path / "out" / "parts").symlink_to(elsewhere)
-    (tmp_path / "file").write_text("")
-    (tmp_path / "busy.unfinished").mkdir()
-    (tmp_path / "busy.unfinished" / "result").mkdir()
-    for name, reason in {
-        "out": "it holds 'parts'",
-        "file": "it is a file",
-        "busy": "busy.unfinished is needed while .* is made, and is not the project's own",
-    }.items():
-        with pytest.raises(ConfigError, match=reason):
-            add(tmp_path / name, at=lambda done: pytest.fail("computed first"))
-    with pytest.raises(ConfigError, match="root of all folders"):
-        add(Path("/"))
-    assert (elsewhere / "1.txt").read_text() == "mine"
-    assert (tmp_path / "busy.unfinished" / "result").is_dir()
-    (tmp_path / "empty").mkdir()
-    assert len(add(tmp_path / "empty")) == 6
-
-
-def test_what_was_put_into_the_folder_meanwhile_is_not_deleted(tmp_path):
-    out = tmp_path / "out"
-    add(out)
-
-    def put(done):
-        (out / "mine.txt").write_text("mine")
-
-    with pytest.raises(RunError, match="'mine.txt'.* re-run the command; update 6 of 6 is saved"):
-        add(out, at=put)
-    assert (out / "mine.txt").read_text() == "mine"
-    (out / "mine.txt").unlink()
-    assert add(out) == []
-
-
-@pytest.mark.parametrize("root", ["file/deep", "/proc"])
-def test_what_cannot_be_written_is_found_before_any_update(tmp_path, root):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write to"):
-        add(tmp_path / root / "out", at=lambda done: pytest.fail("computed first"))
-
-
 @pytest.mark.parametrize("error", [NonFiniteError("nan"), ConfigError("no better than chance")])
 def test_what_would_end_the_same_way_is_not_kept(tmp_path, every_update, error):
     def fail(done):
@@ -392,20 +270,6 @@ def test_a_folder_that_is_deleted_meanwhile_is_one_line(tmp_path, every_update):
         add(tmp_path / "out", at=delete)
     assert "\n" not in str(told.value)
     assert len(add(tmp_path / "out")) == 6
-
-
-def test_files_are_readable_by_others(tmp_path):
-    previous = os.umask(0o027)
-    try:
-        with pytest.raises(Interrupted):
-            add(tmp_path / "out", at=send(signal.SIGTERM, 2))
-        written = [path for path in tmp_path.rglob("*") if path.is_file()]
-        assert {path.stat().st_mode & 0o777 for path in written} == {0o640}
-        with unfinished(tmp_path / "tight", SUM, {}) as work, work.result() as folder:
-            (folder / "sum.json").touch(0o600)  # as safetensors does
-        assert (tmp_path / "tight" / "sum.json").stat().st_mode & 0o777 == 0o640
-    finally:
-        os.umask(previous)
 
 
 def test_it_works_outside_the_main_thread(tmp_path):

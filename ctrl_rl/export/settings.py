@@ -84,6 +84,7 @@ def _check(settings: Any) -> None:
     taken = inspect.signature(getattr(diffusers, settings["pipeline"]).__call__).parameters
     for name in settings["call"]:
         check_choice("argument of the call", name, [each for each in taken if each != "self"])
-    if not isinstance(settings.get("label_names", {}), dict):
-        raise ConfigError("label_names must be a dict")
+    for name in ("label_names", "scheduler_config"):  # some releases do not write these
+        if not isinstance(settings.get(name, {}), dict):
+            raise ConfigError(f"{name} must be a dict")
     controls_of(settings)

@@ -143,9 +143,9 @@ class Drawing:
             return []
         content = file.read_bytes()
         text = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace")
-        table = csv.reader(io.StringIO(text, newline=""), strict=True)
+        table = csv.reader(io.StringIO(text, newline=""))
         rows: list[list[str]] = []
-        with suppress(csv.Error):  # such as a quote that is never closed
+        with suppress(csv.Error):  # such as a field that never ends
             head = next(table, self.columns)
             if head != self.columns:
                 raise ConfigError(

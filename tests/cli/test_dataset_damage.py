@@ -51,6 +51,7 @@ DAMAGE = {
     "the table is empty": lambda f: table(f, lambda t: b""),
     "a letter is torn": lambda f: table(f, lambda t: lines(t, 5) + "000004.png,é".encode()[:-1]),
     "a quote is never closed": lambda f: table(f, lambda t: lines(t, 5) + b'000004.png,"1\n'),
+    "a field never ends": lambda f: table(f, lambda t: lines(t, 5) + b'"' + b"a" * 200_000 + b"\n"),
     "a label is none": lambda f: table(f, lambda t: lines(t, 9) + b"000008.png,99\n000009.png,\n"),
     "a field is missing": lambda f: table(f, lambda t: lines(t, 9) + b"000008.png\n"),
     "a line is missing": lambda f: table(f, lambda t: without_line(t, 3)),

@@ -55,10 +55,10 @@ def stop_at(update: int, number: int = signal.SIGTERM):
 
 @pytest.mark.parametrize("half", [False, True])
 def test_it_stops_and_resumes_bit_for_bit(pictures, tmp_path, half):
-    losses: dict[int, float] = {}
-    figures = pretrain(pictures, plan(half=half), tmp_path / "whole", report=losses.__setitem__)
+    settings, losses = plan(half=half, updates=20), {}  # the loss is of two updates
+    figures = pretrain(pictures, settings, tmp_path / "whole", report=losses.__setitem__)
     resumed: dict[int, float] = {}
-    for update, number in ((2, signal.SIGTERM), (5, signal.SIGINT)):
+    for update, number in ((2, signal.SIGTERM), (19, signal.SIGINT)):
         torch.manual_seed(update)  # the global state is another process's
         before = torch.random.get_rng_state()
 
@@ -66,11 +66,11 @@ def test_it_stops_and_resumes_bit_for_bit(pictures, tmp_path, half):
             resumed[done] = loss
             stop_at(update, number)(done, loss)
 
-        with pytest.raises(Interrupted, match=f"stopped after update {update} of 6 and saved"):
-            pretrain(pictures, plan(half=half), tmp_path / "part", report=report)
+        with pytest.raises(Interrupted, match=f"stopped after update {update} of 20 and saved"):
+            pretrain(pictures, settings, tmp_path / "part", report=report)
         assert torch.equal(torch.random.get_rng_state(), before)
         assert not (tmp_path / "part").exists()
-    again = pretrain(pictures, plan(half=half), tmp_path / "part", report=resumed.__setitem__)
+    again = pretrain(pictures, settings, tmp_path / "part", report=resumed.__setitem__)
     assert resumed == losses and again["loss"] == figures["loss"]
     assert everything(tmp_path / "part") == everything(tmp_path / "whole")
     assert set(everything(tmp_path / "whole")) == FILES
