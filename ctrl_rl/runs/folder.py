@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
-from ctrl_rl.files import sync, write_text
+from ctrl_rl.files import read_json, read_text, sync, write_text
 from ctrl_rl.learning.checkpoint import Checkpoint
 from ctrl_rl.runs import marker
 from ctrl_rl.runs.checkpoints import Checkpoints
@@ -170,17 +170,30 @@ class Run:
             file.write(json.dumps(_strict(figures), allow_nan=False) + "\n")
 
     def metrics(self) -> Iterator[dict[str, float]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl.
+
+        Raises:
+            RunError: the file is damaged.
+        """
         file = self._metrics_file
-        if file.is_file():
-            for line in file.read_text().splitlines():
-                yield json.loads(line)
+        if not os.path.lexists(file):
+            return
+        try:
+            for line in read_text(file).splitlines():
+                figures = json.loads(line)
+                if not _are_figures(figures):
+                    raise ValueError(f"'{line[:40]}' has no figures by name")
+                yield figures
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(
+                f"{file} cannot be read ({one_line(error)}); put it back, or train the run anew"
+            ) from error
 
     def forget_after(self, update: int) -> None:
         """Drop what a run that is resumed at `update` does again, and partial files."""
         self._checkpoints.forget_after(update)
         file = self._metrics_file
-        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+        lines = read_text(file).splitlines(keepends=True) if file.is_file() else []
         if len(lines) < update:
             raise RunError(
                 f"{file} has {len(lines)} lines and the checkpoint is of update {update}; put the "
@@ -257,7 +270,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     file = folder / "summary.json"
     try:
-        read = json.loads(file.read_text())
+        read = read_json(file)
     except (OSError, ValueError) as error:
         raise RunError(
             f"{file} cannot be read ({one_line(error)}); ctrl-rl evaluate run={folder} writes it "
@@ -266,6 +279,13 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise RunError(f"{file} is no summary; ctrl-rl evaluate run={folder} writes it again")
     return read
+
+
+def _are_figures(line: Any) -> bool:
+    return isinstance(line, dict) and all(
+        value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        for value in line.values()
+    )
 
 
 def _files(path: Path) -> list[Path]:
