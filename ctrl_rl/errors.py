@@ -73,6 +73,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(each in str(error) for each in _OF_MEMORY)
 
 
+def import_hint(name: str, error: BaseException) -> str:
+    """Why code of the user's cannot be imported, and what to do about it.
+
+    Args:
+        name: dotted name of a module, or of something in one.
+        error: of the import.
+    """
+    top, cause = name.partition(".")[0], error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, ModuleNotFoundError) and cause.name == top:
+        return (
+            f"there is no module {top} here; run from the folder that has it, or put that folder "
+            "on PYTHONPATH"
+        )
+    return one_line(error)
+
+
 def check_choice(where: str, given: object, accepted: Iterable[str]) -> None:
     """Refuse a value that is not an accepted name.
 

@@ -5,6 +5,7 @@ machine that loses power or a full disk leaves the old content or the new, never
 """
 
 import json
+import math
 import os
 import shutil
 import stat
@@ -82,6 +83,25 @@ def read_object(file: Path) -> dict[str, Any]:
     return content
 
 
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The numbers by name in every line of a json lines file.
+
+    Raises:
+        OSError: as in `check_ordinary`.
+        ValueError: a line holds something else.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if not all(each is None or math.isfinite(each) for each in row.values()):
+                raise ValueError("a number is not finite")
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"line {number} holds no numbers by name") from error
+        rows.append(row)
+    return rows
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
@@ -112,7 +132,7 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, with the permissions of any other new file.
+    """Write tensors as safetensors, whole, with the permissions of any other new file.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -122,12 +142,24 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
     # Tensors that share memory are refused otherwise.
     copies = {name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()}
+    partial = file.with_name(file.name + PARTIAL)
     try:
-        save_file(copies, file)
+        save_file(copies, partial)
     except SafetensorError as error:
         raise OSError(f"{file} cannot be written: {error}") from error
-    open_to_others(file)
-    sync(file)
+    open_to_others(partial)
+    sync(partial)
+    partial.replace(file)
+    sync(file.parent)
+
+
+def copy_file(source: Path, file: Path) -> None:
+    """Copy a file whole; an existing one is replaced."""
+    partial = file.with_name(file.name + PARTIAL)
+    shutil.copyfile(source, partial)
+    sync(partial)
+    partial.replace(file)
+    sync(file.parent)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ TASKS = {
     "ctrl_rl/Faces-v0": "faces",
     "ctrl_rl/Gaussian-v0": "gaussian",
     "ctrl_rl/GaussianMean-v0": "gaussian_mean",
+    "ctrl_rl/Images-v0": "images",
     "ctrl_rl/Mixture1d-v0": "mixture1d",
     "ctrl_rl/Mixture2d-v0": "mixture2d",
     "ctrl_rl/SdAesthetic-v0": "sd_aesthetic",

@@ -74,6 +74,12 @@ TASK_WORDS = {
         "multitask": "sd_multitask",
     }.items()
 }
+TASK_WORDS["images"] = [
+    "prior.path=MADE:pipeline",
+    "reward=image_classifier",
+    *OPEN["reward", "image_classifier"],
+    f"kernel.num_steps={K}",
+]
 TASKS = {  # whose prior has layers to adapt, and whose samples are images
     ("policy", "low_rank"): "digits",
     **{("reward", name): "digits" for name in ("aesthetic", "clip", "image_classifier", "jpeg")},

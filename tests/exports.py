@@ -1,16 +1,17 @@
 """A trained run on a small pipeline, exported, and what its pipelines draw."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pipelines import MAKERS, SIZES, noise_like
 from running import own_reward
 from torch import Tensor
 
 from ctrl_rl import load_run
 from ctrl_rl.cli.main import main
+from ctrl_rl.evaluation.noise import generators
 from ctrl_rl.export.schedulers import FlowSDEScheduler
 from ctrl_rl.runs.loaded import LoadedRun
 
@@ -52,13 +53,15 @@ def export(
 
 
 def drawn(pipeline: Any, *given: Any, seed: int = 3, **named: Any) -> Tensor:
-    """Images of a call whose latents and noise come from one generator."""
-    generator = torch.Generator().manual_seed(seed)
-    if isinstance(getattr(pipeline, "scheduler", None), FlowSDEScheduler):
-        pipeline.scheduler.draw = lambda latents: noise_like(latents, generator)
-    pipeline(*given, output_type="pt", generator=generator, **named)
-    generator.manual_seed(seed)
-    images: Tensor = pipeline(*given, output_type="pt", generator=generator, **named).images
+    """Images of a call whose latents and noise come from one generator each, as a run's samples."""
+    texts = named["prompt_embeds"] if given[0] is None else given[0]
+    n = (1 if isinstance(texts, str) else len(texts)) * named.get("num_images_per_prompt", 1)
+    for _ in range(2):  # the second time shows what the first one left behind
+        streams = generators(seed, n)
+        if isinstance(getattr(pipeline, "scheduler", None), FlowSDEScheduler):
+            pipeline.scheduler.draw = partial(noise_like, generator=streams)
+        result = pipeline(*given, output_type="pt", generator=streams, **named)
+    images: Tensor = result.images
     return images
 
 

@@ -137,7 +137,14 @@ def _drawn(folder: Path) -> None:
 
 
 def _dataset(folder: Path, n: int) -> list[str]:
-    return ["dataset", "env=digits", "kernel.num_steps=3", "batch_size=2", f"n={n}", f"out={folder / 'drawn'}"]
+    return [
+        "dataset",
+        "env=digits",
+        "kernel.num_steps=3",
+        "batch_size=2",
+        f"n={n}",
+        f"out={folder / 'drawn'}",
+    ]
 
 
 _RUN: dict[str, list[Damage]] = {
@@ -247,9 +254,7 @@ SUBJECTS = [
         _drawn,
         {"drawn/dataset.json": JSON, "drawn/metadata.csv": [hostile.lines]},
         lambda folder, out: _dataset(folder, 4),
-        lambda folder, out: {
-            file.name: file.read_bytes() for file in (folder / "drawn").iterdir()
-        },
+        lambda folder, out: {file.name: file.read_bytes() for file in (folder / "drawn").iterdir()},
     ),
 ]
 
@@ -282,7 +287,9 @@ def _command(words: list[str], place: Path) -> Called:
     return call(action)
 
 
-def trial(seed: int, folder: Path, chosen: list[str] | None = None) -> tuple[str, Called, str | None]:
+def trial(
+    seed: int, folder: Path, chosen: list[str] | None = None
+) -> tuple[str, Called, str | None]:
     """One damaged file: what was done to it, how the command ended, what is wrong with that."""
     draw = random.Random(seed)
     subject = draw.choice([each for each in SUBJECTS if chosen is None or each.name in chosen])

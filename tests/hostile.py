@@ -193,7 +193,16 @@ def yaml_other(file: Path, draw: random.Random) -> str:
         f"{text}\nmore: {'[' * 20_000}\n",
         f"{text}\n? [1, 2]\n: 3\n",
         f"{text}\n1: 2\nnull: 3\n",
-        *("[]", "null", "3", "x", f"{text}---\n{text}", "\t", "a: *b", f"{text}\nwhen: 2020-01-01\n"),
+        *(
+            "[]",
+            "null",
+            "3",
+            "x",
+            f"{text}---\n{text}",
+            "\t",
+            "a: *b",
+            f"{text}\nwhen: 2020-01-01\n",
+        ),
         f"{text}\nn: 0b{'1' * 4000}\nm: 1{'0' * 6000}\nk: 1:{'59:' * 3000}1\n",
     ]
     chosen = draw.choice(texts)
@@ -285,11 +294,15 @@ def tensors(file: Path, draw: random.Random) -> str:
 
 def _bomb(side: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     about = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     packed = zlib.compress(b"\x00" * 1_000_000)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", about) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", about) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    )
 
 
 def picture(file: Path, draw: random.Random) -> str:
@@ -328,7 +341,7 @@ def array(file: Path, draw: random.Random) -> str:
         odd = np.array([Payload(_canary(file))] * len(y), dtype=object)
         np.savez(file, x=odd, y=y)
     elif how == "shape":
-        about = "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, 1, 8, 8)}" % 10**12
+        about = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 1, 8, 8)}"
         about = about.ljust(117) + "\n"
         head = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(about)) + about.encode()
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from running import SMALL, contents
 
-from ctrl_rl import files
 from ctrl_rl.cli.main import main
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -205,16 +204,16 @@ def _in_child(
     """Never returns."""
     code = 70
     try:
-        writes, sync = 0, files.sync
+        writes, sync = 0, os.fsync
 
-        def counting(path: Path) -> None:
+        def counting(handle: int) -> None:
             nonlocal writes
             writes += 1
             if writes == at_write and number is not None:
                 os.kill(os.getpid(), number)
-            sync(path)
+            sync(handle)
 
-        files.sync = counting
+        os.fsync = counting
         with told.open("w") as out, redirect_stdout(out), redirect_stderr(out):
             try:
                 code = main(words)

@@ -244,10 +244,14 @@ MAKERS = {**DIFFUSION, **FLOWS}
 SIZES = {"flux": [16, 16], "flux-dev": [16, 16]}  # whose configs do not say how large images are
 
 
-def noise_like(latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def noise_like(
+    latents: torch.Tensor, generator: torch.Generator | list[torch.Generator]
+) -> torch.Tensor:
     """Noise for latents, drawn as [B, 4, 8, 8] where the pipeline has packed them."""
+    from diffusers.utils.torch_utils import randn_tensor
+
     from ctrl_rl.priors.diffusers.text_transformer import packed
 
     if latents.ndim == 4:
-        return torch.randn(latents.shape, generator=generator)
-    return packed(torch.randn(len(latents), 4, 8, 8, generator=generator))
+        return randn_tensor(latents.shape, generator=generator)
+    return packed(randn_tensor((len(latents), 4, 8, 8), generator=generator))

@@ -1,11 +1,17 @@
 """Weights shipped with the package, and how config paths find these and others."""
 
+import os
+from collections.abc import MutableMapping, MutableSequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from ctrl_rl.errors import ConfigError, one_line
 
 _SCHEME = "package://"
+# What a part of the project, or one of the user's, calls a file or folder in its yaml; alone, or
+# at the end of a name such as weights_file.
+_PATHS = frozenset({"file", "folder", "head", "path", "processor", "tokenizer", "weights"})
 
 
 def resolve(path: str | Path) -> Path:
@@ -19,6 +25,28 @@ def resolve(path: str | Path) -> Path:
     if text.startswith(_SCHEME):
         return Path(str(files("ctrl_rl.assets"))) / text.removeprefix(_SCHEME)
     return Path(text).expanduser()
+
+
+def anchor_paths(node: Any) -> None:
+    """Make paths of a config absolute, in place, so that it means the same in every folder.
+
+    They are the texts called so in a node with a `_target_` that exist under the working directory;
+    ids on the hub, ``package://`` and what is not there stay as they are.
+
+    Args:
+        node: a config, or a part of one: mappings, lists and plain values.
+    """
+    if isinstance(node, MutableMapping):
+        # Hydra's own targets take dotted names of code as `path`.
+        is_part = "_target_" in node and not str(node["_target_"]).startswith("hydra.")
+        for key, value in node.items():
+            if not isinstance(value, str):
+                anchor_paths(value)
+            elif is_part and str(key).rpartition("_")[2] in _PATHS and os.path.exists(value):
+                node[key] = str(Path(value).absolute())  # links stay: their names may matter
+    elif isinstance(node, MutableSequence):
+        for value in node:
+            anchor_paths(value)
 
 
 def unreachable(setting: str, path: str, what: str, error: Exception) -> ConfigError:

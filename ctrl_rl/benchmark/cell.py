@@ -9,23 +9,19 @@ A cell's folder is an ordinary run folder. A `failure.json` in it means that the
 
 import json
 import traceback
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ctrl_rl.errors import CtrlError, RunError, RunInUseError, one_line
 from ctrl_rl.files import read_object, write_text
-from ctrl_rl.learning.learner import AUTO
+from ctrl_rl.interrupts import Interrupted
+from ctrl_rl.marker import is_empty, is_marked, mark
 from ctrl_rl.runs.compose import stored
 from ctrl_rl.runs.folder import Run
-from ctrl_rl.runs.interrupts import Interrupted
-from ctrl_rl.runs.marker import is_empty, is_marked, mark
 from ctrl_rl.runs.train import evaluate_method, train_and_evaluate
 
-_RATES = "trainer.learning_rate."
-_MICROBATCH = "trainer.microbatch"
 State = Literal["new", "interrupted", "failed", "finished"]
 
 
@@ -50,26 +46,6 @@ def failure_of(folder: Path) -> str:
         return str(read_object(folder / "failure.json")["error"])
     except (OSError, ValueError, KeyError):
         return "failure.json cannot be read"
-
-
-def difference(folder: Path, asked: DictConfig) -> str | None:
-    """The first setting of a cell's run that differs from the request, in words, or None.
-
-    The run's location is not a setting.
-    """
-    try:
-        has = _settings(stored(folder / "config.yaml"))
-    except RunError as error:
-        return str(error)
-    wants = _settings(asked)
-    # A run that lacks a rate has no parameters of that name, or it would have failed.
-    has |= {key: rate for key, rate in wants.items() if key.startswith(_RATES) and key not in has}
-    if wants.get(_MICROBATCH) == AUTO:
-        has[_MICROBATCH] = AUTO  # the run stores the number found by trial
-    for key in sorted(has.keys() | wants.keys()):
-        if has.get(key) != wants.get(key):  # a setting newer than the run is null in it
-            return f"{key}={has.get(key, '(missing)')} instead of {wants.get(key, '(missing)')}"
-    return None
 
 
 def run_cell(folder: Path, asked: DictConfig) -> str:
@@ -115,19 +91,3 @@ def _record(folder: Path, error: Exception) -> None:
     reason = one_line(error) if on_purpose else f"{type(error).__name__}: {one_line(error)}"
     failure = {"error": reason, "kind": type(error).__name__, "traceback": trace}
     write_text(folder / "failure.json", json.dumps(failure, indent=2) + "\n")
-
-
-def _settings(config: DictConfig) -> dict[str, Any]:
-    """All settings by dotted key after a round trip through yaml, without `run`."""
-    plain = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(config)))
-    assert isinstance(plain, dict)
-    plain.pop("run", None)
-    return dict(_flat(plain))
-
-
-def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -23,13 +23,14 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ctrl_rl.benchmark.cell import State, difference, run_cell, state_of
+from ctrl_rl.benchmark.cell import State, run_cell, state_of
 from ctrl_rl.benchmark.grid import Cell, Grid
 from ctrl_rl.errors import ConfigError, CtrlError, RunError, did_you_mean, one_line
+from ctrl_rl.interrupts import Interrupted, interrupt_on_terminate, stop_with_parent
 from ctrl_rl.runs.compose import stored
 from ctrl_rl.runs.folder import Run
-from ctrl_rl.runs.interrupts import Interrupted, interrupt_on_terminate, stop_with_parent
 from ctrl_rl.runs.progress import say
+from ctrl_rl.runs.resuming import difference
 
 
 class LauncherError(CtrlError):

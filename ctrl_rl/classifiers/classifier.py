@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ctrl_rl.assets import resolve
 from ctrl_rl.classifiers.networks import ARCHITECTURES
 from ctrl_rl.controls import check_label_names
 from ctrl_rl.errors import ConfigError, did_you_mean, one_line
-from ctrl_rl.files import first_not_finite, read_object, read_tensors
+from ctrl_rl.files import (
+    first_not_finite,
+    read_object,
+    read_tensors,
+    write_tensors,
+    write_text,
+)
 
 WEIGHTS_FILE = "classifier.safetensors"
 DESCRIPTION_FILE = "classifier.json"
@@ -140,9 +145,8 @@ class Classifier(nn.Module):
             "metadata": self.metadata,
         }
         text = json.dumps(description, indent=2) + "\n"
-        # Not save_file: it makes the file readable by its owner only.
-        (folder / WEIGHTS_FILE).write_bytes(save(self.network.state_dict()))
-        (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+        write_tensors(folder / WEIGHTS_FILE, self.network.state_dict())
+        write_text(folder / DESCRIPTION_FILE, text)
 
     @classmethod
     def load(cls, folder: str | Path, *, network: nn.Module | None = None) -> Self:

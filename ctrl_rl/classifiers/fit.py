@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ctrl_rl.classifiers.calibration import (
@@ -22,14 +25,12 @@ from ctrl_rl.classifiers.calibration import (
     reliability_diagram,
 )
 from ctrl_rl.classifiers.classifier import Classifier
-from ctrl_rl.classifiers.folder import (
-    DIAGRAM_FILE,
-    REPORT_FILE,
-    check_replaceable,
-    replaced_folder,
-)
+from ctrl_rl.classifiers.folder import CLASSIFIER, DIAGRAM_FILE, REPORT_FILE
+from ctrl_rl.classifiers.training import ClassifierFitting, FitPlan
 from ctrl_rl.data import OfflineDataset, as_float
 from ctrl_rl.errors import ConfigError
+from ctrl_rl.files import write_text
+from ctrl_rl.unfinished import unfinished
 
 # Draws of the noise per calibration example: a few steady the temperature at little cost.
 NOISE_DRAWS = 8
@@ -38,23 +39,7 @@ EVALUATION_ROWS, EVALUATION_VALUES = 1024, 2**22
 
 
 def fit_classifier(
-    *,
-    network: nn.Module,
-    dataset: OfflineDataset,
-    train_split: str,
-    calibration_split: str,
-    report_split: str,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    noise: float,
-    calibration_noise: float,
-    mixup: float,
-    label_smoothing: float,
-    seed: int,
-    device: str = "cpu",
-    progress: bool = True,
+    *, network: nn.Module, dataset: OfflineDataset, progress: bool = True, **settings: Any
 ) -> tuple[Classifier, CalibrationReport]:
     """Fits with AdamW and a cosine schedule, then fits the temperature.
 
@@ -64,26 +49,8 @@ def fit_classifier(
     Args:
         network: Maps x [B, *shape] to logits [B, num_labels]; gives the initial weights.
         dataset: The labelled examples and their splits.
-        train_split: Split for the weights.
-        calibration_split: Split for the temperature.
-        report_split: Split for the report; nothing is fitted on it.
-        epochs: Passes over the training split, at least 1.
-        batch_size: Examples per step, at least 1.
-        learning_rate: Peak rate of AdamW; falls to 0 along a half cosine.
-        weight_decay: Decoupled weight decay of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101).
-        noise: Standard deviation of Gaussian noise added to every training example, in units of
-            x. A sampler's x is seldom exactly on the data manifold, and the reward needs a
-            gradient there too.
-        calibration_noise: The same for calibration examples: the temperature is then right where
-            the reward is used, but too high on clean examples.
-        mixup: alpha of mixup (Zhang et al. 2018, arXiv 1710.09412): pairs of examples and labels
-            are blended with a share from Beta(alpha, alpha); 0 for none. Logits then change evenly
-            between the classes, where there are no data and a reward has to lead.
-        label_smoothing: Share of every label that is spread over all labels in the fit, in [0, 1)
-            (Szegedy et al. 2016, sec. 7). The temperature is fitted to the unsmoothed labels.
-        seed: Seed of the batches and the noise.
-        device: Where the network is fitted, such as cuda; examples stay on the CPU.
         progress: Whether to show a progress bar.
+        **settings: Those of `FitPlan`.
 
     Returns:
         The frozen, calibrated classifier, and its figures on the report split.
@@ -93,45 +60,104 @@ def fit_classifier(
             fit the dataset or the fitted network is no better than chance.
         NonFiniteError: If the fit diverges.
     """
-    settings: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "noise": noise,
-        "calibration_noise": calibration_noise,
-        "mixup": mixup,
-        "label_smoothing": label_smoothing,
-        "seed": seed,
-    }
-    for name, value in settings.items():
-        lowest = 1 if name in ("epochs", "batch_size") else 0
-        if not value >= lowest:
-            raise ConfigError(f"{name}={value}, but must be {lowest} or more: raise it")
-    if not label_smoothing < 1:
-        raise ConfigError(f"label_smoothing={label_smoothing}, but must be below 1: lower it")
-    splits = {"train": train_split, "calibration": calibration_split, "report": report_split}
-    if len(set(splits.values())) < len(splits):
-        raise ConfigError(
-            f"train_split={train_split!r}, calibration_split={calibration_split!r} and "
-            f"report_split={report_split!r} must be three different splits, or the figures would "
-            f"flatter: choose among {', '.join(dataset.splits)}"
-        )
-    train, calibration, report_on = (dataset.split(name) for name in splits.values())
-    network = copy.deepcopy(network).to(device)
-    _check_network(network, dataset)
-    fitting = {name: value for name, value in settings.items() if name != "calibration_noise"}
-    _train(network, *train, **fitting, num_labels=dataset.num_labels, progress=progress)
+    plan = FitPlan(**settings)
+    fitting = _prepare(network, dataset, plan)
+    with _bar(fitting.total, progress=progress) as report:
+        while fitting.done < fitting.total:
+            loss = fitting.step()
+            report(fitting.done, loss)
+    return _calibrate(fitting.network, dataset, plan)
 
+
+def run_classifier_fit(
+    *,
+    network: nn.Module,
+    dataset: OfflineDataset,
+    out: str | Path,
+    progress: bool = True,
+    **settings: Any,
+) -> CalibrationReport:
+    """Fits a classifier and writes it, its figures and its reliability diagram into a folder.
+
+    The folder appears complete or not at all: `classifier.safetensors`, `classifier.json`,
+    `report.json` and `reliability.png`. A fit that was stopped is resumed by the same call, and
+    its result is bit for bit that of one that was not.
+
+    Args:
+        network: As for `fit_classifier`.
+        dataset: As for `fit_classifier`.
+        out: Folder to write. An earlier classifier there is replaced.
+        progress: As for `fit_classifier`.
+        **settings: Those of `FitPlan`.
+
+    Returns:
+        The figures on the report split.
+
+    Raises:
+        ConfigError: If `out` holds anything but a classifier, the fit was stopped with other
+            settings, or as in `fit_classifier`.
+        NonFiniteError: If the fit diverges.
+        RunError: If `out` cannot be written, or another process writes it.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    plan = FitPlan(**settings)
+    fitting = _prepare(network, dataset, plan)
+    decides = {
+        **asdict(plan),
+        "dataset": dataset.fingerprint,
+        "network": _fingerprint(network),
+        "threads": torch.get_num_threads(),
+    }
+    with unfinished(Path(out), CLASSIFIER, decides) as work:
+        with _bar(fitting.total, progress=progress) as report:
+            work.finish(fitting, report)
+        classifier, figures = _calibrate(fitting.network, dataset, plan)
+        # Only the program's name: where it was installed is private.
+        classifier.metadata["command"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        x, labels = dataset.split(plan.report_split)
+        with work.result() as folder:
+            classifier.save(folder)
+            write_text(folder / REPORT_FILE, json.dumps(asdict(figures), indent=2) + "\n")
+            reliability_diagram(
+                folder / DIAGRAM_FILE,
+                logits=_logits(classifier, x),
+                labels=labels,
+                temperature=figures.temperature,
+                title=f"{type(network).__name__} on the {plan.report_split!r} split",
+            )
+    return figures
+
+
+def _prepare(network: nn.Module, dataset: OfflineDataset, plan: FitPlan) -> ClassifierFitting:
+    """The fit before its first update, of a copy of the network."""
+    if len(set(plan.splits.values())) < len(plan.splits):
+        raise ConfigError(
+            f"train_split={plan.train_split!r}, calibration_split={plan.calibration_split!r} and "
+            f"report_split={plan.report_split!r} must be three different splits, or the figures "
+            f"would flatter: choose among {', '.join(dataset.splits)}"
+        )
+    parts = {name: dataset.split(split) for name, split in plan.splits.items()}
+    network = copy.deepcopy(network).to(plan.device)
+    _check_network(network, dataset)
+    return ClassifierFitting(network, *parts["train"], dataset.num_labels, plan)
+
+
+def _calibrate(
+    network: nn.Module, dataset: OfflineDataset, plan: FitPlan
+) -> tuple[Classifier, CalibrationReport]:
+    """The classifier of a fitted network, and its figures."""
     classifier = Classifier(
         network=network,
         num_labels=dataset.num_labels,
         label_names=dataset.label_names,
         shape=dataset.shape,
     )
-    generator = torch.Generator().manual_seed(seed)
+    calibration, report_on = (
+        dataset.split(split) for split in (plan.calibration_split, plan.report_split)
+    )
+    generator = torch.Generator().manual_seed(plan.seed)
     noisy = [
-        _logits(classifier, calibration[0], noise=calibration_noise, generator=generator)
+        _logits(classifier, calibration[0], noise=plan.calibration_noise, generator=generator)
         for _ in range(NOISE_DRAWS)
     ]
     temperature = fit_temperature(torch.cat(noisy), calibration[1].repeat(NOISE_DRAWS))
@@ -141,117 +167,36 @@ def fit_classifier(
     classifier.temperature.fill_(temperature)
     classifier.metadata = {
         "report": asdict(report),
-        "splits": splits,
+        "splits": plan.splits,
         "dataset_fingerprint": dataset.fingerprint,
-        "settings": settings,
+        "settings": plan.settings,
         "torch": torch.__version__,
     }
     return classifier, report
 
 
-def run_classifier_fit(
-    *, network: nn.Module, dataset: OfflineDataset, out: str | Path, **settings: Any
-) -> CalibrationReport:
-    """Fits a classifier and writes it, its figures and its reliability diagram into a folder.
-
-    The folder appears complete or not at all: `classifier.safetensors`, `classifier.json`,
-    `report.json` and `reliability.png`.
-
-    Args:
-        network: As for `fit_classifier`.
-        dataset: As for `fit_classifier`.
-        out: Folder to write. An earlier classifier there is replaced.
-        **settings: All other arguments of `fit_classifier`.
-
-    Returns:
-        The figures on the report split.
-
-    Raises:
-        ConfigError: If `out` holds anything but a classifier, or as in `fit_classifier`.
-    """
-    out = Path(out).expanduser().absolute()
-    # Checked first: a refusal after a long fit would lose the fit.
-    check_replaceable(out)
-    classifier, report = fit_classifier(network=network, dataset=dataset, **settings)
-    # Only the program's name: where it was installed is private.
-    classifier.metadata["command"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    report_split = settings["report_split"]
-    x, labels = dataset.split(report_split)
-    with replaced_folder(out) as folder:
-        classifier.save(folder)
-        (folder / REPORT_FILE).write_text(json.dumps(asdict(report), indent=2) + "\n")
-        reliability_diagram(
-            folder / DIAGRAM_FILE,
-            logits=_logits(classifier, x),
-            labels=labels,
-            temperature=report.temperature,
-            title=f"{type(network).__name__} on the {report_split!r} split",
-        )
-    return report
-
-
-def _train(
-    network: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    noise: float,
-    mixup: float,
-    label_smoothing: float,
-    seed: int,
-    num_labels: int,
-    progress: bool,
-) -> None:
-    network.train()
-    generator = torch.Generator().manual_seed(seed)
-    device = next(network.parameters()).device
-    optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=epochs)
-    targets = nn.functional.one_hot(labels, num_labels).float()
+@contextmanager
+def _bar(total: int, *, progress: bool) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar; the yielded function takes (finished updates, loss)."""
     columns = (
         TextColumn("Fitting the classifier"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("epochs, loss {task.fields[loss]:.4f} nats,"),
+        TextColumn("updates, loss {task.fields[loss]:.4f} nats,"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("", total=epochs, loss=float("nan"))
-        for _ in range(epochs):
-            loss_sum = 0.0
-            for rows in torch.randperm(len(x), generator=generator).split(batch_size):
-                # Drawn on the CPU, to be the same on every device.
-                jitter = noise * torch.randn(x[rows].shape, generator=generator)
-                partners = rows[torch.randperm(len(rows), generator=generator)]
-                share = _mixing_shares(len(rows), mixup, generator)
-                image_share = share.reshape(-1, *(1,) * (x.ndim - 1))
-                images, others = as_float(x[rows]), as_float(x[partners])
-                blend = image_share * images + (1 - image_share) * others + jitter
-                target = share[:, None] * targets[rows] + (1 - share[:, None]) * targets[partners]
-                logits = network(blend.to(device))
-                loss = nn.functional.cross_entropy(
-                    logits, target.to(device), label_smoothing=label_smoothing
-                )
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                loss_sum += loss.item() * len(rows)
-            schedule.step()
-            bar.update(task, advance=1, loss=loss_sum / len(x))
+        task = bar.add_task("", total=total, loss=float("nan"))
+        yield lambda done, loss: bar.update(task, completed=done, loss=loss)
 
 
-def _mixing_shares(n: int, alpha: float, generator: torch.Generator) -> Tensor:
-    """Draws from Beta(alpha, alpha): float32 [n]; all 1, no blending, for alpha = 0."""
-    if alpha == 0:
-        return torch.ones(n)
-    # torch's Beta takes no generator, NumPy's does: seed it with a draw from ours.
-    seed = int(torch.randint(2**31, (1,), generator=generator))
-    shares = np.random.default_rng(seed).beta(alpha, alpha, n)
-    return torch.as_tensor(shares, dtype=torch.float32)
+def _fingerprint(network: nn.Module) -> str:
+    """The class of a network and a hash of its weights."""
+    weights = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in network.state_dict().items()
+    }
+    return f"{type(network).__name__} {hashlib.sha256(save(weights)).hexdigest()}"
 
 
 @torch.no_grad()

@@ -1,45 +1,18 @@
-"""Writing a classifier to a folder: whole, or not at all."""
+"""What the folder of a fitted classifier holds."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import re
+from dataclasses import fields
 
+from ctrl_rl.classifiers.calibration import CalibrationReport
 from ctrl_rl.classifiers.classifier import DESCRIPTION_FILE, WEIGHTS_FILE
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.products import Product
 
 REPORT_FILE, DIAGRAM_FILE = "report.json", "reliability.png"
-FILES = {WEIGHTS_FILE, DESCRIPTION_FILE, REPORT_FILE, DIAGRAM_FILE}
+_FILES = (WEIGHTS_FILE, DESCRIPTION_FILE, REPORT_FILE, DIAGRAM_FILE)
 
-
-def check_replaceable(out: Path) -> None:
-    """Refuse a folder that holds anything but a classifier.
-
-    Raises:
-        ConfigError: it does, or it is a file.
-    """
-    if out.is_dir():
-        foreign = {file.name for file in out.iterdir()} - FILES
-        reason = f"it holds {min(foreign)!r}" if foreign else ""
-    else:
-        reason = "it is a file" if out.exists() else ""
-    if reason:
-        raise ConfigError(
-            f"will not write a classifier to {out}, since {reason}: choose a new or empty folder, "
-            "or that of an earlier classifier"
-        )
-
-
-@contextmanager
-def replaced_folder(out: Path) -> Iterator[Path]:
-    """Yields a sibling to fill; it takes the place of `out` only when the block succeeds."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+CLASSIFIER = Product(
+    name="classifier",
+    files=re.compile("|".join(map(re.escape, _FILES))),
+    told_by=REPORT_FILE,
+    fields=frozenset(field.name for field in fields(CalibrationReport)),
+)

@@ -1,4 +1,7 @@
-"""The commands, one function each; each returns the exit code."""
+"""The commands, one function each; each returns the exit code.
+
+Those that make what tasks start from are in `ctrl_rl.cli.offline`.
+"""
 
 import hashlib
 import math
@@ -6,23 +9,26 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ctrl_rl.assets import resolve
-from ctrl_rl.controls import Categorical, described
+from ctrl_rl.cli.offline import classifier as classifier
+from ctrl_rl.cli.offline import dataset as dataset
+from ctrl_rl.cli.offline import pretrain as pretrain
+from ctrl_rl.cli.words import WORDS
+from ctrl_rl.controls import described
 from ctrl_rl.errors import ConfigError, did_you_mean
 from ctrl_rl.evaluation.film import NO_FILM, draw_film
 from ctrl_rl.evaluation.pictures import draw_strips
 from ctrl_rl.evaluation.side_by_side import BEFORE
-from ctrl_rl.learning.checks import compile_networks
 from ctrl_rl.runs import build
 from ctrl_rl.runs.compose import saved
 from ctrl_rl.runs.folder import Run
 from ctrl_rl.runs.loaded import LoadedRun, load_run
-from ctrl_rl.runs.progress import bar, say
+from ctrl_rl.runs.progress import say
 from ctrl_rl.runs.train import evaluate_into, train_and_evaluate
 from ctrl_rl.runs.train import evaluate_method as run_method
 
@@ -43,7 +49,7 @@ def train(config: DictConfig) -> int:
 
 def resume(words: list[str]) -> int:
     """Resume the run of `resume=runs/x`, then evaluate; a finished run is evaluated again."""
-    options, rest = _take(words, "resume", "checkpoint", "trust")
+    options, rest = _take(words, *WORDS["resume"])
     if rest:
         raise ConfigError(
             f"resume uses the run's own config; drop {rest[0]}, or start a new run without resume"
@@ -60,11 +66,10 @@ def resume(words: list[str]) -> int:
 
 def evaluate_run(words: list[str]) -> int:
     """Measure a run again; `evaluation.*` overrides change how."""
-    options, overrides = _take(words, "run", "checkpoint", "trust")
-    accepted = ("run", "checkpoint", "trust", "evaluation.…")
+    options, overrides = _take(words, *WORDS["evaluate"])
     for word in overrides:
         if not word.startswith("evaluation."):
-            hint = did_you_mean(word.partition("=")[0], accepted)
+            hint = did_you_mean(word.partition("=")[0], WORDS["evaluate"])
             raise ConfigError(f"evaluate does not take '{word}'; {hint}")
     loaded = _load(options, "evaluate run=runs/demo")
     run = loaded.run
@@ -90,13 +95,11 @@ def evaluate_method(config: DictConfig) -> int:
 
 def sample(words: list[str]) -> int:
     """Draw samples of a run into a picture, an array and a film; all strengths share the noise."""
-    accepted = ["run", "control", "n", "seed", "strength", "strengths", "out"]
-    accepted += ["checkpoint", "trust"]
-    options, rest = _take(words, *accepted)
+    options, rest = _take(words, *WORDS["sample"])
     named = {word.partition("=")[0]: word.partition("=")[2] for word in rest}
     for key in named:
         if not key.startswith("control."):
-            raise ConfigError(f"sample does not take '{key}'; {did_you_mean(key, accepted)}")
+            raise ConfigError(f"sample does not take '{key}'; {did_you_mean(key, WORDS['sample'])}")
     if named and "control" in options:
         raise ConfigError(f"give control= or {next(iter(named))}=, not both")
     n, seed = _whole("n", options.get("n", "16")), _whole("seed", options.get("seed", "0"))
@@ -145,12 +148,12 @@ def sample(words: list[str]) -> int:
 def export(words: list[str]) -> int:
     """Write a run's policy for diffusers."""
     from ctrl_rl.export.lora import export_run, push
+    from ctrl_rl.export.pipeline import EXPORT
 
-    names = ("run", "out", "checkpoint", "base", "hub", "private", "trust")
-    options, rest = _take(words, *names)
+    options, rest = _take(words, *WORDS["export"])
     if rest:
         key = rest[0].partition("=")[0]
-        raise ConfigError(f"export does not take '{key}'; {did_you_mean(key, names)}")
+        raise ConfigError(f"export does not take '{key}'; {did_you_mean(key, WORDS['export'])}")
     if "out" not in options:
         raise ConfigError("where to? for example: ctrl-rl export run=runs/sd out=exported")
     private, hub, base = options.get("private", "false"), options.get("hub"), options.get("base")
@@ -158,6 +161,7 @@ def export(words: list[str]) -> int:
         raise ConfigError(f"private={private} must be true or false")
     if "private" in options and hub is None:
         raise ConfigError("private= is for the hub; add hub=NAME, such as hub=me/sd-sizes")
+    EXPORT.check_replaceable(Path(options["out"]).expanduser().resolve())
     loaded = _load(options, "export run=runs/sd out=exported")
     model = base or str(loaded.config.prior.get("path", ""))
     if hub is not None and resolve(model).is_dir():
@@ -169,69 +173,6 @@ def export(words: list[str]) -> int:
     say(f"{options['out']}: a LoRA for stock pipelines, and the folder of a ControlledPipeline")
     if hub is not None:
         say(push(Path(options["out"]), hub, private=private == "true"))
-    return 0
-
-
-def pretrain(config: DictConfig) -> int:
-    """Train a prior."""
-    from ctrl_rl.learning.pretrain import pretrain as run_pretrain
-
-    build.set_up_process(config)
-    device, plan = build.build_device(config), build.build_pretrain_plan(config)
-    dataset = build.build_dataset(config)
-    say(f"{config.out}: pretraining the prior {config.choices.prior}")
-    with bar("pretrain", plan.updates) as report:
-        figures = run_pretrain(
-            dataset,
-            plan,
-            Path(config.out),
-            device=device,
-            report=lambda done, loss: report(done, {"loss": loss}),
-        )
-    text = ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
-    say(f"{config.out}: {text}")
-    return 0
-
-
-def dataset(config: DictConfig) -> int:
-    """Draw and label pictures."""
-    from ctrl_rl.learning.generation import check_folder, generate_dataset
-
-    build.set_up_process(config)
-    plan, folder = build.build_generation_plan(config), Path(config.out)
-    groups = ("prior", "kernel", "reward", "control_law")
-    decides: dict[str, Any] = {key: OmegaConf.to_container(config[key]) for key in groups}
-    decides["prior"].pop("evaluation_prompts", None)  # they are not drawn
-    check_folder(folder, plan, decides)
-    backend = build.build_compile_backend(config)
-    process = build.build_process(config)
-    if backend is not None:
-        compile_networks(backend, process)
-    say(f"{folder}: {plan.n} pictures of the prior {config.choices.prior}")
-    with bar("dataset", plan.n) as report:
-        counts = generate_dataset(
-            process, plan, folder, settings=decides, report=lambda done: report(done, {})
-        )
-    for name, numbers in counts.items():
-        labels = [process.controls[name].shown(place) for place in range(len(numbers))]
-        pairs = zip(labels, numbers, strict=True)
-        say(f"{name}: {', '.join(f'{label} x {n}' for label, n in pairs)}")
-        if 0 in numbers:
-            say(f"no picture has {name}={labels[numbers.index(0)]}; draw more, or other prompts")
-    return 0
-
-
-def classifier(config: DictConfig) -> int:
-    """Fit and calibrate a classifier."""
-    build.set_up_process(config)
-    dataset = build.build_dataset(config)
-    report = build.fit_classifier(config, dataset)
-    say(f"{config.out}: {report.num_examples} examples of {config.classifier.report_split}")
-    say(described({"labels": Categorical.of(dataset.num_labels, dataset.label_names)}))
-    say(f"accuracy {report.accuracy:.3f}, macro F1 {report.macro_f1:.3f}")
-    say(f"temperature {report.temperature:.3f}")
-    say(f"negative log-likelihood {report.nll_before:.4f} -> {report.nll_after:.4f} nats")
-    say(f"expected calibration error {report.ece_before:.4f} -> {report.ece_after:.4f}")
     return 0
 
 

@@ -5,15 +5,17 @@ Nothing heavy is imported before a command needs it: help and typos get an answe
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from textwrap import wrap
 from typing import NoReturn
 
 from ctrl_rl import __version__
 from ctrl_rl.benchmark.grid import build_grid
+from ctrl_rl.cli.words import WORDS
 from ctrl_rl.errors import TOO_LARGE, CtrlError, did_you_mean, is_out_of_memory, one_line
+from ctrl_rl.interrupts import Interrupted, interrupt_on_terminate
 from ctrl_rl.runs.compose import check_folders, compose, config_folder, defaults, files, groups
-from ctrl_rl.runs.interrupts import Interrupted, interrupt_on_terminate
 
 _COMMANDS = {
     "train": "train an agent in a task, then evaluate it",
@@ -26,12 +28,15 @@ _COMMANDS = {
     "classifier": "fit and calibrate a classifier",
     "list": "show every choice of every config group",
 }
+_ALSO = {"train": ["resume"]}  # what else a command does, with words of its own
+_HEADINGS = {"resume": "to resume a run", "evaluate": "to measure a run again"}
 _OF_CONFIG = {"evaluate": "evaluate_method"}  # what a command does with a composed config
 _EXAMPLES = {
     "train": """\
   ctrl-rl train env=gaussian seed=3 trainer.updates=100
   ctrl-rl train resume=runs/demo              resume after an interruption
-  ctrl-rl train resume=runs/demo checkpoint=50""",
+  ctrl-rl train resume=runs/demo checkpoint=50
+  ctrl-rl train resume=runs/mine trust=my_rewards   a run that names code of yours""",
     "evaluate": """\
   ctrl-rl evaluate run=runs/demo
   ctrl-rl evaluate run=runs/demo checkpoint=50 evaluation.policy_samples=1024
@@ -56,8 +61,12 @@ Re-run the command to resume; the report is written again.""",
   ctrl-rl dataset env=digits n=2000 out=datasets/drawn
   ctrl-rl dataset env=… prior.path=path/to/pipeline reward=jpeg n=10000
 Re-run the command to resume.""",
-    "pretrain": "  ctrl-rl pretrain prior=digits out=priors/mine",
-    "classifier": "  ctrl-rl classifier classifier=digits out=classifiers/mine",
+    "pretrain": """\
+  ctrl-rl pretrain prior=digits out=priors/mine
+Re-run the command to resume.""",
+    "classifier": """\
+  ctrl-rl classifier classifier=digits out=classifiers/mine
+Re-run the command to resume.""",
     "list": "  ctrl-rl list --config-dir my_configs",
 }
 
@@ -71,9 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ctrl-rl: {error}", file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
-        print("ctrl-rl: interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # while Python 3.11 made a class
+            return _interrupted()
         if is_out_of_memory(error):
             print(f"ctrl-rl: {TOO_LARGE} ({one_line(error, 200)})", file=sys.stderr)
             return 2
@@ -81,6 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise  # a bug, here or in a plug-in, deserves its traceback
         print(f"ctrl-rl: config: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
+
+
+def _interrupted() -> int:
+    print("ctrl-rl: interrupted", file=sys.stderr)
+    return 130
 
 
 def _dispatch(given: list[str]) -> int:
@@ -148,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             usage=f"ctrl-rl {name} {'' if name == 'list' else '[key=value ...]'}",
-            epilog=f"examples:\n{_EXAMPLES[name]}\n\n{_describe(known, name) if known else ''}",
+            epilog="\n\n".join(filter(None, _about(name, known))),
             formatter_class=in_lines,
             allow_abbrev=False,
         )
@@ -162,6 +177,25 @@ def _parser() -> argparse.ArgumentParser:
                 "its targets may be Python files of the working directory",
             )
     return parser
+
+
+def _about(name: str, known: Mapping[str, str]) -> Iterator[str]:
+    """What follows the description of a command: examples, its words, its config groups."""
+    yield f"examples:\n{_EXAMPLES[name]}"
+    for command in (name, *_ALSO.get(name, ())):
+        if command in WORDS:
+            yield "\n".join([f"{_HEADINGS.get(command, 'words')}, as key=value:", *_told(command)])
+    if known:
+        yield _describe(known, name)
+
+
+def _told(command: str) -> Iterator[str]:
+    """Every word of a command with its meaning, in lines."""
+    width = max(map(len, WORDS[command])) + 2
+    for word, meaning in WORDS[command].items():
+        lines = wrap(meaning, 94 - width)
+        yield f"  {word:<{width}}{lines[0]}"
+        yield from (f"  {'':<{width}}{line}" for line in lines[1:])
 
 
 def _describe(known: Mapping[str, str], name: str) -> str:

@@ -14,6 +14,7 @@ and all conditions if it has no prompts.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,10 +27,14 @@ from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.estimators import rejection_mask
 from ctrl_rl.evaluation.gap import GapReport
+from ctrl_rl.evaluation.pictures import draw_table
 from ctrl_rl.evaluation.quality import Judge, Quality
 from ctrl_rl.evaluation.samplers import Sampler, draw_prior
+from ctrl_rl.evaluation.show import as_html, as_png, in_lines
 from ctrl_rl.evaluation.summary import summarise
 from ctrl_rl.rewards.classifier import LabelModel
+
+_MOST_SHOWN, _SHOWN = 4, 4  # conditions, and images of each, in a notebook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +86,28 @@ class Evaluation:
     samples: dict[str, list[Tensor]]
     conditions: list[str]
     asked: list[Condition]
+
+    def __repr__(self) -> str:
+        return "\n  ".join([self._title, *in_lines(self.summary)])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table, and samples of the first conditions."""
+        shown = {name: parts[:_MOST_SHOWN] for name, parts in self.samples.items()}
+        if not all(len(part) for part in shown.get("exact", [])):
+            shown.pop("exact")  # for some conditions none was accepted
+        draw = partial(
+            draw_table,
+            rows=shown,
+            headings=self.conditions[:_MOST_SHOWN],
+            title="samples",
+            count=_SHOWN,
+        )
+        return as_html(self._title, self.summary, as_png(draw))
+
+    @property
+    def _title(self) -> str:
+        number = len(self.conditions)
+        return f"evaluation of {number} {'condition' if number == 1 else 'conditions'}"
 
 
 def prior_log_z(process: DenoisingProcess, n: int, *, batch_size: int, seed: int) -> Tensor:

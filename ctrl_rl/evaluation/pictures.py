@@ -73,14 +73,18 @@ def draw_strips(path: Path, strips: Sequence[Strip], *, title: str) -> None:
     Args:
         path: PNG to write.
         strips: all with the same number of samples. The first 64 images are drawn in bands of eight
-            columns; vectors and signals get a panel per strip, over the first one's.
+            columns; vectors and signals get a panel per strip, over the first one's if there are
+            several.
         title: of the whole picture.
     """
     n = len(strips[0].samples)
     if not _are_images(strips[0].samples):
+        if len(strips) == 1:
+            draw_plots(path, rows={"": [strips[0].samples]}, headings=[""], title=title)
+            return
         panels = [
             (strip.title, {"prior": strips[0].samples, "policy": strip.samples})
-            for strip in strips[1:] or strips
+            for strip in strips[1:]
         ]
         draw_panels(path, panels, title=title)
         return
@@ -92,7 +96,7 @@ def draw_strips(path: Path, strips: Sequence[Strip], *, title: str) -> None:
         for start in range(0, shown, _COLUMNS)
         for i, strip in enumerate(strips)
     ]
-    paired = all(strip.paired for strip in strips)
+    paired = len(strips) > 1 and all(strip.paired for strip in strips)
     note = "In every column the noise is the same." if paired else ""
     sheet(items, [min(n, _COLUMNS)], title=title, note=note).save(path)
 

@@ -74,21 +74,26 @@ class Judge:
             for name, size in self.sizes.items()
             if condition[name] < size
         }
-        asked = {name: torch.full((len(sample),), label) for name, label in given.items()}
+        n = len(sample)
+        asked = {name: torch.full((n,), label) for name, label in given.items()}
+        # Networks of other packages fail on no samples, which is what rejection may leave.
+        some = sample if n else sample.new_zeros(1, *sample.shape[1:])
         heldout = {
-            name: in_parts(model.log_probabilities, sample, rows=self.rows, recompute=False).argmax(
-                1
-            )
+            name: in_parts(model.log_probabilities, some, rows=self.rows, recompute=False)
             for name, model in self.heldout.items()
         }
+        heldout = {
+            name: log_probabilities[:n].argmax(1) for name, log_probabilities in heldout.items()
+        }
         joint = bool(self.sizes) and set(self.heldout) == set(self.sizes)
-        shown = self.predict(sample)
+        shown = self.predict(some)
+        shown = None if shown is None else {name: values[:n] for name, values in shown.items()}
         # Numbers are shown, not predicted: with nothing but numbers there is no accuracy.
         predicted = shown if self.sizes or not self.controls else None
         return Quality(
-            asked=self._joint(asked, asked, len(sample)),
-            predicted=None if predicted is None else self._joint(predicted, asked, len(sample)),
-            heldout=self._joint(heldout, asked, len(sample)) if joint else None,
+            asked=self._joint(asked, asked, n),
+            predicted=None if predicted is None else self._joint(predicted, asked, n),
+            heldout=self._joint(heldout, asked, n) if joint else None,
             diversity=diversity(sample),
             right=self._right(shown or {}, asked),
             heldout_right=self._right(heldout, asked),

@@ -124,7 +124,10 @@ class Sampler(ABC):
 
     @abstractmethod
     def strip(self, control: Mapping[str, Values], *, title: str, n: int, seed: int) -> Strip:
-        """Draw n samples with their latents, for pictures."""
+        """Draw n samples with their latents, for pictures.
+
+        The i-th one depends on its condition, the seed and i, not on n or the others.
+        """
 
     def log_ratio_on(
         self, episodes: TensorDict, condition: Mapping[str, float], batch_size: int
@@ -183,7 +186,7 @@ class PolicySampler(Sampler):
         )
 
     def strip(self, control: Mapping[str, Values], *, title: str, n: int, seed: int) -> Strip:
-        """Strips of one n and seed have the same noise, for any policy and condition."""
+        """Strips of one seed have the same noise, for any policy and condition."""
         return draw_strip(self.process, self.policy, control, title=title, n=n, seed=seed)
 
     def log_ratio_on(

@@ -1,21 +1,22 @@
 """The same noise with and without control: samples of the pretrained model and of the policy.
 
 Every strip starts at the same latents and gets the same noise at every step: its n-th sample is
-another strip's n-th sample, before or after. Nothing here is measured: the figures of an evaluation
-come from separate draws.
+another strip's n-th sample, before or after, however many each has. Nothing here is measured: the
+figures of an evaluation come from separate draws.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ctrl_rl import keys
 from ctrl_rl.controls import Values
 from ctrl_rl.envs.chain import DenoisingProcess
-from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.rollout import rollout
+from ctrl_rl.evaluation.noise import draw, generators
+from ctrl_rl.evaluation.show import as_png
+from ctrl_rl.gaussian import expand_to
 from ctrl_rl.policies import DenoisingPolicy
 
 BEFORE = "before: the pretrained model"
@@ -31,13 +32,23 @@ class Strip:
         title: in plain words.
         latents: [n, K + 1, *S], from the noise x_0 to x_K.
         samples: [n, *D], the clean samples.
-        paired: whether other strips of one n and seed have the same noise, sample by sample.
+        paired: whether other strips of the same seed have the same noise, sample by sample.
     """
 
     title: str
     latents: Tensor
     samples: Tensor
     paired: bool = True
+
+    def __repr__(self) -> str:
+        n, *shape = self.samples.shape
+        return f"{n} samples of shape {tuple(shape)}: {self.title}"
+
+    def _repr_png_(self) -> bytes:
+        """For notebooks: the samples."""
+        from ctrl_rl.evaluation.pictures import draw_strips
+
+        return as_png(partial(draw_strips, strips=[replace(self, title="")], title=self.title))
 
 
 @dataclass(frozen=True)
@@ -57,18 +68,47 @@ def draw_strip(
     n: int = _SAMPLES,
     seed: int,
 ) -> Strip:
-    """Roll out a policy; strips of the same n and seed have the same noise.
+    """Draw from a policy; strips of the same seed have the same noise.
 
     Args:
         process: the MDP.
-        policy: to roll out.
-        control: values by name, for all n or each; without any the noise would be used differently.
+        policy: to draw from.
+        control: values by name, for all n or each; a missing one asks for nothing.
         title: of the strip.
-        n: number of episodes.
+        n: number of samples.
         seed: of the noise.
     """
-    env = LatentEnv(process, num_envs=n, seed=seed, device=process.kernel.scale.device)
-    with torch.no_grad():
-        episodes = rollout(env, policy, control=control)
-    latents = torch.cat([episodes[keys.X], episodes[keys.ACTION][:, -1:]], 1)
-    return Strip(title=title, latents=latents, samples=episodes[keys.SAMPLE][:, -1])
+    streams = generators(seed, n, process.kernel.scale.device)
+    values = process.check_control(control, n)
+    latents, samples = denoise(process, policy, values, streams)
+    return Strip(title=title, latents=latents, samples=samples)
+
+
+@torch.no_grad()
+def denoise(
+    process: DenoisingProcess,
+    policy: DenoisingPolicy,
+    control: Mapping[str, Tensor],
+    streams: Sequence[torch.Generator],
+) -> tuple[Tensor, Tensor]:
+    """Go through the chain once, with nothing but what a sample needs: no reward, no density.
+
+    Args:
+        process: the MDP.
+        policy: gives the mean of every step.
+        control: values by name, each [n].
+        streams: of the noise, one for each of n samples.
+
+    Returns:
+        Latents x_0 .. x_K, [n, K + 1, *S], and clean samples [n, *D].
+    """
+    kernel, x = process.kernel, draw(process.shape, streams)
+    latents = [x]
+    for k in range(kernel.num_steps):
+        step = torch.full((len(x),), k, device=x.device)
+        loc = policy.loc(x, step, control, process.prior_loc(x, step, control))
+        x = loc.float() + expand_to(kernel.scale[step], loc) * draw(process.shape, streams)
+        latents.append(x)
+    last = torch.full((len(x),), kernel.num_steps, device=x.device)
+    samples = process.prior.decode(process.prior_loc(x, last, control))
+    return torch.stack(latents, 1), samples

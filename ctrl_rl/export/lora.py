@@ -9,10 +9,12 @@ from omegaconf import OmegaConf
 from ctrl_rl.assets import resolve
 from ctrl_rl.controls import as_control, described
 from ctrl_rl.errors import ConfigError, one_line
-from ctrl_rl.export.pipeline import ADAPTERS, FILES, write_control
+from ctrl_rl.export.pipeline import ADAPTERS, EXPORT, FILES, write_control
+from ctrl_rl.files import write_text
 from ctrl_rl.policies import LowRankPolicy, RewardGuidedPolicy
 from ctrl_rl.priors.diffusers.guided import GuidedNetwork
 from ctrl_rl.runs.loaded import LoadedRun
+from ctrl_rl.unfinished import unfinished
 
 _OF_SCHEDULER = {"noise_level"}  # settings that kernels share with their schedulers
 _SCHEDULERS = {  # by the choice of kernel
@@ -30,12 +32,15 @@ def export_run(
 
     Args:
         run: with adapters on a text-to-image pipeline.
-        folder: gets the adapters, the tables of the controls, control.json and README.md.
+        folder: gets the adapters, the tables of the controls, control.json and README.md; an
+            earlier export in it is replaced, when all of the new one is written.
         base: folder or hub id under which others find the base model; None for `prior.path`.
         hub: id that the folder will have on the hub, for the card; None for none.
 
     Raises:
-        ConfigError: the run has no adapters, or its prior is not a text-to-image pipeline.
+        ConfigError: the run has no adapters, its prior is not a text-to-image pipeline, or the
+            folder holds anything but an export.
+        RunError: the folder cannot be written.
     """
     config, policy, prior = run.config, run.policy, run.prior
     kernel = run.env.process.kernel
@@ -59,7 +64,6 @@ def export_run(
         raise ConfigError(
             f"{run.run.path} has a prior of your own; what can be exported are diffusers pipelines"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     here = resolve(config.prior.path)
     source = str(here.resolve()) if here.is_dir() else str(config.prior.path)
     kind = diffusers.DiffusionPipeline.load_config(source)["_class_name"]
@@ -68,7 +72,6 @@ def export_run(
         for name, weight in policy.denoiser.adapter_weights().items()
     }
     layers = {f"{network.part}_lora_layers": weights}
-    getattr(diffusers, kind).save_lora_weights(folder, **layers, weight_name=ADAPTERS)
     call: dict[str, Any] = {
         "num_inference_steps": len(kernel.timesteps),  # the read-out included
         **network.call,
@@ -94,8 +97,10 @@ def export_run(
         "read_out": kernel.has_read_out,
         "call": call,
     }
-    write_control(folder, policy.embedding, settings)
-    (folder / "README.md").write_text(_card(run, settings, hub or "path/to/this/folder"))
+    with unfinished(folder, EXPORT, {}) as work, work.result() as place:
+        getattr(diffusers, kind).save_lora_weights(place, **layers, weight_name=ADAPTERS)
+        write_text(place / "README.md", _card(run, settings, hub or "path/to/this/folder"))
+        write_control(place, policy.embedding, settings)
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-import shutil
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,27 +13,35 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ctrl_rl.assets import unreachable
 from ctrl_rl.conditions import checked_values
-from ctrl_rl.controls import Control, Values, as_control
-from ctrl_rl.errors import ConfigError
+from ctrl_rl.controls import Values
+from ctrl_rl.errors import ConfigError, one_line
 from ctrl_rl.export.schedulers import FlowSDEScheduler, scheduler_of
+from ctrl_rl.export.settings import SETTINGS, controls_of, read_settings
+from ctrl_rl.files import copy_file, write_tensors, write_text
 from ctrl_rl.networks.embeddings import ControlEmbedding
 from ctrl_rl.priors.diffusers.text_transformer import POOLED, ControlledTimeEmbedding, packed
+from ctrl_rl.products import Product
 
-SETTINGS, EMBEDDING = "control.json", "control_embedding.safetensors"
+EMBEDDING = "control_embedding.safetensors"
 ADAPTERS = "pytorch_lora_weights.safetensors"  # what diffusers looks for
 FILES = [SETTINGS, EMBEDDING, ADAPTERS, "README.md"]
+EXPORT = Product(
+    name="pipeline with controls",
+    files=re.compile("|".join(map(re.escape, FILES))),
+    told_by=SETTINGS,
+    fields=frozenset({"base_model", "pipeline", "scheduler", "controls", "call"}),
+)
 
 
 def write_control(folder: Path, embedding: ControlEmbedding, settings: dict[str, Any]) -> None:
-    """Write what a `ControlledPipeline` has besides the adapters."""
-    tables = {name: table.cpu() for name, table in embedding.state_dict().items()}
-    save_file(tables, folder / EMBEDDING)
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    """Write what a `ControlledPipeline` has besides the adapters; last what makes it one."""
+    write_tensors(folder / EMBEDDING, embedding.state_dict())
+    write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
 class ControlledPipeline:
@@ -65,17 +73,18 @@ class ControlledPipeline:
         Args:
             folder: the exported folder, or its id on the hub.
             base: folder or hub id of the base model; None for the one it was trained on.
-            **more: for the stock pipeline's `from_pretrained`; `dtype` defaults to training's.
+            **more: for the stock pipeline's `from_pretrained`; `dtype` defaults to training's,
+                and the base model is read from safetensors, without code of its own.
 
         Raises:
             ConfigError: the folder is not an exported one, or a model is not available.
         """
-        where, folder = str(folder), _downloaded(folder, more)
-        if not (folder / SETTINGS).is_file():
-            raise ConfigError(f"{where} has no {SETTINGS}; give what `ctrl-rl export` made")
-        settings = json.loads((folder / SETTINGS).read_text())
+        folder = _downloaded(folder, more)
+        settings = read_settings(folder)
         kind = getattr(diffusers, settings["pipeline"])
-        more = {"dtype": getattr(torch, settings["dtype"]), "use_safetensors": True, **more}
+        # The folder may be a stranger's, and so is the base model that it names.
+        safe = {"use_safetensors": True, "trust_remote_code": False}
+        more = {"dtype": getattr(torch, settings["dtype"]), **safe, **more}
         source = base or settings["base_model"]
         try:
             pipeline = kind.from_pretrained(source, **more)
@@ -83,15 +92,19 @@ class ControlledPipeline:
             raise unreachable("base", source, f"a {settings['pipeline']}", error) from error
         pipeline.scheduler = scheduler_of(settings, pipeline.scheduler.config)
         network = getattr(pipeline, settings["part"])
-        network.load_lora_adapter(load_file(folder / ADAPTERS), prefix=settings["part"])
+        with _read(folder / ADAPTERS) as adapters:
+            if not any(name.startswith(f"{settings['part']}.") for name in adapters):
+                raise ValueError(f"it has nothing for the {settings['part']}")  # else ignored
+            network.load_lora_adapter(adapters, prefix=settings["part"])
         if settings["part"] == "unet":
             network.class_embedding = nn.Identity()  # takes a ready vector, see `TextUNet`
             features = network.time_embedding.linear_2.out_features
         else:
             network.time_text_embed = ControlledTimeEmbedding(network.time_text_embed)
             features = network.time_text_embed.features
-        embedding = ControlEmbedding(_controls(settings), features)
-        embedding.load_state_dict(load_file(folder / EMBEDDING))
+        with _read(folder / EMBEDDING) as tables:
+            embedding = ControlEmbedding(controls_of(settings), features)
+            embedding.load_state_dict(tables)
         return cls(pipeline, embedding.requires_grad_(False), settings, folder)
 
     def to(self, *arguments: Any, **named: Any) -> "ControlledPipeline":
@@ -105,7 +118,7 @@ class ControlledPipeline:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if folder.resolve() != self.folder.resolve():
-            shutil.copyfile(self.folder / ADAPTERS, folder / ADAPTERS)
+            copy_file(self.folder / ADAPTERS, folder / ADAPTERS)
         write_control(folder, self.embedding, self.settings)
 
     def __call__(
@@ -138,7 +151,7 @@ class ControlledPipeline:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         number = len(more["prompt_embeds"] if prompts is None else prompts)
         device = self.embedding.nothing.device
-        values = checked_values(control or {}, _controls(self.settings), number, device)
+        values = checked_values(control or {}, controls_of(self.settings), number, device)
         trained = dict(self.settings["call"])
         if more.get("negative_prompt_embeds") is not None:
             trained.pop("negative_prompt", None)  # they replace it
@@ -241,10 +254,17 @@ def _downloaded(folder: str | Path, more: Mapping[str, Any]) -> Path:
         raise unreachable("folder", folder, "what `ctrl-rl export` made", error) from error
 
 
-def _controls(settings: Mapping[str, Any]) -> dict[str, Control]:
-    """The controls; earlier releases stored numbers of labels, and names separately."""
-    names = settings.get("label_names", {})
-    return {k: as_control(names.get(k) or one, k) for k, one in settings["controls"].items()}
+@contextmanager
+def _read(file: Path) -> Iterator[dict[str, Tensor]]:
+    """The tensors of an exported file; what fails with them is the file's fault."""
+    try:
+        yield load_file(file)
+    except Exception as error:  # of safetensors, torch and peft: many kinds
+        reason = one_line(error, 200)
+        raise ConfigError(
+            f"{file} is damaged or not of this base model ({type(error).__name__}: {reason}); "
+            "export again, or fetch it again"
+        ) from error
 
 
 def _controlled(named: dict[str, Any], rows: Tensor) -> dict[str, Any]:

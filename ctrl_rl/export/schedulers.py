@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -20,6 +19,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from torch import Tensor
 
+from ctrl_rl.errors import check_choice
 from ctrl_rl.kernels.accepted import FLOW
 from ctrl_rl.kernels.flow import flow_sde_tables, flow_settings
 from ctrl_rl.kernels.schedulers import trim
@@ -169,9 +169,11 @@ class UnitStartEulerAncestralScheduler(EulerAncestralDiscreteScheduler):
         return (self.sigmas.max() ** 2 + 1) ** 0.5
 
 
-_OURS = {
+SCHEDULERS: dict[str, Any] = {  # by name, those of exported runs
     kind.__name__: kind
     for kind in (
+        DDIMScheduler,
+        DDPMScheduler,
         FlowSDEScheduler,
         UnitStartEulerAncestralScheduler,
         VisitedDDIMScheduler,
@@ -189,10 +191,11 @@ def scheduler_of(settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
         config: of the base model's scheduler.
 
     Raises:
-        ConfigError: the base model's scheduler is not one that priors are read from.
+        ConfigError: no run has such a scheduler, or the base model's is not one that priors are
+            read from.
     """
-    name = settings["scheduler"]
-    kind: Any = _OURS.get(name) or getattr(diffusers, name)
+    check_choice("scheduler", settings["scheduler"], SCHEDULERS)
+    kind = SCHEDULERS[settings["scheduler"]]
     read = scheduler_settings(changed(config, settings.get("scheduler_config")))
     read = {"clip_sample": False, **read}  # as in the run's prior
     return kind.from_config(read, **settings["scheduler_settings"])

@@ -97,7 +97,10 @@ def _first_episode(
         raise ConfigError(f"prior, policy and reward do not fit each other: {reason}") from error
     if plan.gradients == "pathwise" and not episode_reward(episode).requires_grad:
         name = type(process.reward_model).__name__
-        raise InvariantError(f"{name} says that it is differentiable, and its result has no graph")
+        raise InvariantError(
+            f"{name} says that it is differentiable, and its result has no graph; say "
+            "differentiable=false, and use an agent that needs no gradient, such as reinforce"
+        )
     check_reward(env, episode)
     return episode
 

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ctrl_rl.agents.agent import Agent
 from ctrl_rl.agents.plan import in_force
 from ctrl_rl.errors import ConfigError, NonFiniteError, check_choice, did_you_mean
+from ctrl_rl.networks.fitting import load_optimizer_state, optimizer_state, without_prefix
 from ctrl_rl.policies import DenoisingPolicy
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -111,12 +112,6 @@ def _price(updates: int, calls_per_update: Mapping[float, int]) -> int:
     return sum(in_force(calls_per_update, progress) for progress in done)
 
 
-def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`, without it."""
-    matching = {name: value for name, value in state.items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix): value for name, value in matching.items()}
-
-
 class Learner:
     """Policy, agent and optimizer, and the state that a checkpoint must hold.
 
@@ -206,9 +201,7 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """All tensors but the policy's, by dotted names."""
-        state: dict[str, Tensor] = {}
-        for index, entries in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{name}": value for name, value in entries.items()}
+        state = optimizer_state(self.optimizer)
         state |= {f"agent.{name}": value for name, value in self.agent.state_dict().items()}
         if self.average is not None:
             averaged = self.average.state_dict()
@@ -225,15 +218,6 @@ class Learner:
         self.agent.load_state_dict(without_prefix(state, "agent."))
         if self.average is not None:
             self.average.load_state_dict(without_prefix(state, "average."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in without_prefix(state, "optimizer.").items():
-            number, _, entry = name.partition(".")
-            moments.setdefault(int(number), {})[entry] = value
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if update > 0 and not moments:
+        if update > 0 and not without_prefix(state, "optimizer."):
             raise ValueError("the optimizer's state is missing")
-        for index, entries in moments.items():
-            shapes = {each.shape for each in entries.values() if each.ndim}
-            if index >= len(parameters) or not shapes <= {parameters[index].shape}:
-                raise ValueError("the optimizer's state is of other parameters")
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        load_optimizer_state(self.optimizer, state)

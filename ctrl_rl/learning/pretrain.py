@@ -2,8 +2,9 @@
 
 import json
 import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,20 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ctrl_rl.data import OfflineDataset, as_float
 from ctrl_rl.errors import ConfigError, NonFiniteError, did_you_mean, one_line
+from ctrl_rl.files import write_text
+from ctrl_rl.networks.fitting import Fitting, without_prefix
+from ctrl_rl.products import Product
+from ctrl_rl.unfinished import unfinished
+
+PRIOR = Product(
+    name="prior",
+    files=re.compile(
+        r"recipe\.json|README\.md|model_index\.json|scheduler/scheduler_config\.json"
+        r"|unet/(config\.json|diffusion_pytorch_model[^/]*)"
+    ),
+    told_by="recipe.json",
+    fields=frozenset({"unet", "scheduler", "parameters", "updates", "loss"}),
+)
 
 _TARGETS: dict[str, Callable[..., Tensor]] = {
     "epsilon": lambda scheduler, clean, noise, timestep: noise,
@@ -72,69 +87,131 @@ def pretrain(
 
     The scheduler's `prediction_type` decides the target: noise (Ho, Jain, Abbeel 2020, eq. 14),
     velocity (Salimans and Ho 2022, app. D) or the sample itself; mean squared error, timesteps
-    uniform. Random numbers are the CPU's on every device. Deterministic on a CPU.
+    uniform. Random numbers are the CPU's on every device. Deterministic on a CPU, also when it
+    stops and the same call resumes it.
 
     Args:
         dataset: only its `plan.split` is used.
         plan: architecture, scheduler and optimisation.
-        out: the folder to write; existing files in it are replaced.
+        out: the folder to write; an earlier prior in it is replaced.
         device: where the network is trained.
         report: called with (finished updates, loss), for a progress bar.
 
     Returns:
-        Figures: parameters, updates, final mean loss, seconds.
+        Figures: parameters, updates, final mean loss, seconds of this call.
 
     Raises:
+        ConfigError: a setting that diffusers refuses, `out` holds anything but a prior, or it was
+            stopped with other settings.
         NonFiniteError: the loss is not finite.
+        RunError: `out` cannot be written, or another process writes it.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     diffusers: Any = import_module("diffusers")  # heavy and untyped
-    images = as_float(dataset.split(plan.split)[0])
     started = time.monotonic()
-    generator = torch.Generator().manual_seed(plan.seed)
+    images = as_float(dataset.split(plan.split)[0])
+    scheduler = _build(diffusers.DDPMScheduler, plan.scheduler, "recipe.scheduler")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         unet = _build(diffusers.UNet2DModel, plan.unet, "recipe.unet").to(device)
-    scheduler = _build(diffusers.DDPMScheduler, plan.scheduler, "recipe.scheduler")
-    optimizer = torch.optim.AdamW(
-        unet.parameters(),
-        lr=plan.learning_rate,
-        betas=(plan.betas[0], plan.betas[1]),
-        weight_decay=plan.weight_decay,
-    )
-    averaging = get_ema_multi_avg_fn(plan.ema_decay)
-    average = AveragedModel(unet, multi_avg_fn=averaging)
-    losses = []
-    for update in range(plan.updates):
-        factor = 0.5 * (1 + math.cos(math.pi * update / plan.updates))
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * factor
-        index = torch.randint(len(images), (plan.batch_size,), generator=generator)
-        loss = _denoising_loss(unet, scheduler, images[index], generator)
+    training = _Pretraining(unet, scheduler, images, plan)
+    decides = {
+        **asdict(plan),
+        "dataset": dataset.fingerprint,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    with unfinished(out, PRIOR, decides) as work:
+        work.finish(training, report)
+        trained = training.average.module.cpu()
+        if plan.half:
+            trained = trained.half()
+        tail = training.losses[-max(1, plan.updates // 10) :]
+        figures = {
+            "parameters": sum(p.numel() for p in trained.parameters()),
+            "images": len(images),
+            "updates": plan.updates,
+            "loss": sum(tail) / len(tail),
+        }
+        with work.result() as folder:
+            diffusers.DDPMPipeline(unet=trained.eval(), scheduler=scheduler).save_pretrained(folder)
+            recipe = json.dumps(asdict(plan) | figures, indent=2)
+            write_text(folder / "recipe.json", recipe + "\n")
+            write_text(folder / "README.md", _model_card(plan, figures))
+    return figures | {"seconds": time.monotonic() - started}
+
+
+class _Pretraining(Fitting):
+    """The training of a UNet, and the moving average of its weights.
+
+    Args:
+        unet: on its device.
+        scheduler: of diffusers; adds the noise.
+        images: [N, C, H, W] in [-1, 1], on the CPU.
+        plan: settings.
+
+    Attributes:
+        losses: of every finished update.
+    """
+
+    def __init__(self, unet: Any, scheduler: Any, images: Tensor, plan: PretrainPlan) -> None:
+        optimizer = torch.optim.AdamW(
+            unet.parameters(),
+            lr=plan.learning_rate,
+            betas=(plan.betas[0], plan.betas[1]),
+            weight_decay=plan.weight_decay,
+        )
+        super().__init__(unet, optimizer, seed=plan.seed, total=plan.updates)
+        self.scheduler, self.images, self.plan = scheduler, images, plan
+        self.average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
+        self.losses: list[float] = []
+
+    def update(self) -> float:
+        """Make one step of AdamW on a batch."""
+        factor = 0.5 * (1 + math.cos(math.pi * self.done / self.plan.updates))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.learning_rate * factor
+        size = (self.plan.batch_size,)
+        index = torch.randint(len(self.images), size, generator=self.generator)
+        loss = self._loss(self.images[index])
         if not torch.isfinite(loss):
             raise NonFiniteError(
-                f"loss {loss.item()} at update {update + 1}; try a lower recipe.learning_rate"
+                f"loss {loss.item()} at update {self.done + 1}; try a lower recipe.learning_rate"
             )
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(unet)
-        losses.append(loss.item())
-        report(update + 1, losses[-1])
-    trained = average.module.cpu()
-    if plan.half:
-        trained = trained.half()
-    tail = losses[-max(1, plan.updates // 10) :]
-    figures = {
-        "parameters": sum(p.numel() for p in trained.parameters()),
-        "images": len(images),
-        "updates": plan.updates,
-        "loss": sum(tail) / len(tail),
-    }
-    diffusers.DDPMPipeline(unet=trained.eval(), scheduler=scheduler).save_pretrained(out)
-    (out / "recipe.json").write_text(json.dumps(asdict(plan) | figures, indent=2) + "\n")
-    (out / "README.md").write_text(_model_card(plan, figures))
-    return figures | {"seconds": time.monotonic() - started}
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        self.losses.append(loss.item())
+        return self.losses[-1]
+
+    def _loss(self, clean: Tensor) -> Tensor:
+        """The denoising loss of a batch [B, C, H, W], with noise of its own."""
+        scheduler = self.scheduler
+        noise = torch.randn(clean.shape, generator=self.generator)
+        limit = scheduler.config.num_train_timesteps
+        timestep = torch.randint(limit, (len(clean),), generator=self.generator)
+        noisy = scheduler.add_noise(clean, noise, timestep)
+        target = _TARGETS[scheduler.config.prediction_type](scheduler, clean, noise, timestep)
+        inputs = (noisy.to(self.device), timestep.to(self.device))
+        prediction = self.network(*inputs, return_dict=False)[0]
+        return nn.functional.mse_loss(prediction, target.to(self.device))
+
+    def state(self) -> dict[str, Tensor]:
+        """The same with the average and the losses."""
+        averaged = self.average.state_dict()
+        return {
+            **super().state(),
+            **{f"average.{name}": value for name, value in averaged.items()},
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The same with the average and the losses."""
+        super().restore(state)
+        self.average.load_state_dict(without_prefix(state, "average."))
+        self.losses = state["losses"].tolist()
 
 
 def _build(kind: Any, settings: dict[str, Any], where: str) -> Any:
@@ -143,19 +220,6 @@ def _build(kind: Any, settings: dict[str, Any], where: str) -> Any:
     except (TypeError, ValueError, KeyError, NotImplementedError) as error:
         reason = one_line(error)
         raise ConfigError(f"{where} does not fit diffusers' {kind.__name__}: {reason}") from error
-
-
-def _denoising_loss(
-    unet: nn.Module, scheduler: Any, clean: Tensor, generator: torch.Generator
-) -> Tensor:
-    noise = torch.randn(clean.shape, generator=generator)
-    limit = scheduler.config.num_train_timesteps
-    timestep = torch.randint(limit, (len(clean),), generator=generator)
-    noisy = scheduler.add_noise(clean, noise, timestep)
-    target = _TARGETS[scheduler.config.prediction_type](scheduler, clean, noise, timestep)
-    device = next(unet.parameters()).device
-    prediction = unet(noisy.to(device), timestep.to(device), return_dict=False)[0]
-    return nn.functional.mse_loss(prediction, target.to(device))
 
 
 def _model_card(plan: PretrainPlan, figures: dict[str, Any]) -> str:

@@ -15,9 +15,10 @@ from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import RunError, one_line
 from ctrl_rl.learning.checkpoint import Checkpoint
 from ctrl_rl.learning.checks import check_reward
-from ctrl_rl.learning.learner import Learner, without_prefix
+from ctrl_rl.learning.learner import Learner
 from ctrl_rl.learning.replay import Replay
 from ctrl_rl.learning.update import update
+from ctrl_rl.networks.fitting import without_prefix
 
 
 class Trainer:

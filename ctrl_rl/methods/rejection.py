@@ -26,8 +26,9 @@ from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.evaluation.bounds import Estimate
 from ctrl_rl.evaluation.estimators import log_mean_exp, rejection_mask
+from ctrl_rl.evaluation.noise import generators
 from ctrl_rl.evaluation.samplers import LawDraws, Sampler
-from ctrl_rl.evaluation.side_by_side import Strip
+from ctrl_rl.evaluation.side_by_side import Strip, denoise
 from ctrl_rl.policies import PriorPolicy
 
 _MOST_ROUNDS = 9_000  # seeds of two draws are 10,000 apart, and every round takes one
@@ -82,23 +83,36 @@ class Rejection(Sampler):
         )
 
     def strip(self, control: Mapping[str, Values], *, title: str, n: int, seed: int) -> Strip:
-        """Draw n episodes, the i-th under the i-th condition.
+        """Draw n episodes, the i-th under the i-th condition, by trials from the i-th stream.
 
         Raises:
             ConfigError: no trial was accepted for one of them.
         """
-        latents: list[Tensor | None] = [None] * n
-        samples: list[Tensor | None] = [None] * n
-        for episodes, _, mask in self._rounds(control, n, seed):
-            path = torch.cat([episodes[keys.X], episodes[keys.ACTION][:, -1:]], 1)
-            for row in mask.nonzero()[:, 0].tolist():
-                if latents[row] is None:
-                    latents[row], samples[row] = path[row], episodes[keys.SAMPLE][row, -1]
-            accepted = [each for each in latents if each is not None]
-            if len(accepted) == n:
-                clean = [each for each in samples if each is not None]
-                return Strip(title, torch.stack(accepted), torch.stack(clean), paired=False)
-        self._refuse(len(accepted), n, title)
+        process, bound = self.process, self.process.reward_upper_bound
+        assert bound is not None  # checked before
+        values, policy = process.check_control(control, n), PriorPolicy(process.kernel)
+        streams = generators(seed, n, process.kernel.scale.device)
+        found: dict[int, tuple[Tensor, ...]] = {}
+        for _ in range(self._rounds_of(n)):
+            left = [row for row in range(n) if row not in found]
+            asked = {name: value[left] for name, value in values.items()}
+            own = [streams[row] for row in left]
+            latents, samples = denoise(process, policy, asked, own)
+            with torch.no_grad():
+                rewards = process.reward(samples, asked).split(1)
+            for row, reward, stream, *drawn in zip(
+                left, rewards, own, latents, samples, strict=True
+            ):
+                if rejection_mask(reward, upper_bound=bound, generator=stream).all():
+                    found[row] = tuple(drawn)
+            if len(found) == n:
+                paths, clean = zip(*(found[row] for row in range(n)), strict=True)
+                return Strip(title, torch.stack(paths), torch.stack(clean), paired=False)
+        self._refuse(len(found), n, title)
+
+    def _rounds_of(self, size: int) -> int:
+        """How often `size` trials at once may be made."""
+        return min(-(-self.trials // size), _MOST_ROUNDS)
 
     def _rounds(
         self, control: Mapping[str, Values], size: int, seed: int
@@ -109,7 +123,7 @@ class Rejection(Sampler):
         assert bound is not None  # checked before
         generator = torch.Generator(device=device).manual_seed(seed)
         policy = PriorPolicy(process.kernel)
-        for place in range(min(-(-self.trials // size), _MOST_ROUNDS)):
+        for place in range(self._rounds_of(size)):
             env = LatentEnv(process, num_envs=size, seed=seed + 1 + place, device=device)
             with torch.no_grad():
                 episodes = rollout(env, policy, control=control)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrl_rl.errors import ConfigError, did_you_mean, one_line
+from ctrl_rl.errors import ConfigError, did_you_mean, import_hint, one_line
 from ctrl_rl.rewards.reward import Reward, check_reward_values
 
 
@@ -59,6 +59,7 @@ class FunctionReward(Reward):
         self.controls = dict(controls)
         self.differentiable = differentiable
         self.upper_bound = upper_bound
+        self.requires_grad_(False).eval()  # the function may be a network
 
     def forward(self, sample: Tensor, control: Mapping[str, Tensor]) -> Tensor:
         """Call the function and check its result."""
@@ -90,8 +91,8 @@ def _locate(path: str) -> Any:
         module = import_module(module_name)
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"function={path}: cannot import '{module_name}' ({error}); "
-            "give module.name of a callable on the Python path"
+            f"function={path} cannot be imported, and must be module.name of a callable: "
+            f"{import_hint(module_name, error)}"
         ) from error
     if not callable(getattr(module, name, None)):
         names = [key for key, value in vars(module).items() if callable(value)]

@@ -8,9 +8,10 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ctrl_rl.errors import ConfigError, did_you_mean
+from ctrl_rl.errors import ConfigError, did_you_mean, import_hint
 
 _SCALARS: dict[Any, tuple[str, tuple[type, ...]]] = {
     int: ("a whole number", (int,)),
@@ -19,6 +20,37 @@ _SCALARS: dict[Any, tuple[str, tuple[type, ...]]] = {
     str: ("text", (str,)),
     type(None): ("null", (type(None),)),
 }
+
+
+def check_node(node: Any, where: str, given: Collection[str] = ()) -> None:
+    """Check a node with a `_target_` against it, and all nodes inside.
+
+    Args:
+        node: of a config, as plain Python.
+        where: its dotted name, for messages.
+        given: names of the arguments that the program adds.
+
+    Raises:
+        ConfigError: as `check_arguments`, or the target cannot be imported.
+    """
+    from hydra.utils import get_object
+
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return
+    values = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
+    if "_target_" in node:
+        try:
+            target = get_object(node["_target_"])
+        except Exception as error:  # importing a plug-in may raise anything
+            reason = import_hint(str(node["_target_"]), error)
+            raise ConfigError(f"{where}._target_={node['_target_']} fails: {reason}") from error
+        check_arguments(target, values, where, given)
+    for key, value in values.items():
+        # What an agent builds itself, such as its critic, gets the agent's task.
+        partial = isinstance(value, dict) and value.get("_partial_", False)
+        check_node(value, f"{where}.{key}", ("task",) if partial else ())
 
 
 def check_arguments(
@@ -57,6 +89,12 @@ def check_value(value: Any, hint: Any, where: str) -> None:
         shown = "null" if value is None else value
         more = "" if all(map(_is_ordinary, _numbers(value))) else ", finite and below 2^63"
         raise ConfigError(f"{where}={shown} must be {_describe(hint)}{more}")
+
+
+def folder_of(value: Any, where: str) -> Path:
+    """The folder that the key `where` of a config names."""
+    check_value(value, str | int, where)
+    return Path(str(value)).expanduser()
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 import math
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any, TypeVar
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl.agents.agent import Agent
@@ -19,16 +19,25 @@ from ctrl_rl.controls import check_same_labels
 from ctrl_rl.data import OfflineDataset
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, one_line
+from ctrl_rl.errors import (
+    ConfigError,
+    CtrlError,
+    check_choice,
+    did_you_mean,
+    is_out_of_memory,
+    one_line,
+)
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.evaluation.samplers import Sampler
-from ctrl_rl.learning.generation import GenerationPlan
+from ctrl_rl.learning.drawing import GenerationPlan
 from ctrl_rl.learning.learner import TrainerConfig
 from ctrl_rl.learning.pretrain import PretrainPlan
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rewards.classifier import LabelModel
-from ctrl_rl.runs.arguments import check_arguments, check_value
+from ctrl_rl.runs import parts
+from ctrl_rl.runs.arguments import check_arguments, check_node, check_value, folder_of
 from ctrl_rl.runs.folder import RunPlan
+from ctrl_rl.runs.parts import NONE, Makers
 
 Config = TypeVar("Config")
 
@@ -39,7 +48,7 @@ def _make(config: DictConfig, where: str, /, **arguments: Any) -> Any:
     Raises:
         ConfigError: the node does not fit its target; errors of the project pass unchanged.
     """
-    _check_node(OmegaConf.to_container(config, resolve=True), where, arguments)
+    check_node(OmegaConf.to_container(config, resolve=True), where, arguments)
     try:
         built = instantiate(config, _convert_="all")
         return built(**arguments) if arguments else built
@@ -49,30 +58,24 @@ def _make(config: DictConfig, where: str, /, **arguments: Any) -> Any:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
+        if is_out_of_memory(cause):
+            raise cause from None
         if isinstance(cause, CtrlError):
             named = str(cause).startswith(f"{where}.")  # already names the setting
             raise (cause if named else type(cause)(f"{place}: {cause}")) from None
         raise ConfigError(f"{place} cannot be built: {one_line(cause)}") from error
 
 
-def _check_node(node: Any, where: str, given: Collection[str] = ()) -> None:
-    """Check a node with a `_target_` against it, and all nodes inside."""
-    if isinstance(node, list):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict):
-        return
-    values = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
-    if "_target_" in node:
-        try:
-            target = get_object(node["_target_"])
-        except Exception as error:  # importing a plug-in may raise anything
-            reason = one_line(error)
-            raise ConfigError(f"{where}._target_={node['_target_']} fails: {reason}") from error
-        check_arguments(target, values, where, given)
-    for key, value in values.items():
-        # What an agent builds itself, such as its critic, gets the agent's task.
-        partial = isinstance(value, dict) and value.get("_partial_", False)
-        _check_node(value, f"{where}.{key}", ("task",) if partial else ())
+def _part(config: DictConfig, name: str, given: Makers, /, **added: Any) -> Any:
+    """A part of the run, made of what Python gives or of its node; `added` is the program's."""
+    if name in given:
+        part = given[name](**added)
+    else:
+        parts.check_given(config, name, given)
+        is_partial = config[name].get("_partial_", False)
+        part = _make(config[name], name, **(added if is_partial else {}))
+    parts.check_kind(name, part)
+    return part
 
 
 def _settings(kind: type[Config], config: Any, where: str) -> Config:
@@ -93,6 +96,7 @@ def _keys_of(config: Any, where: str) -> dict[str, Any]:
 
 def build_device(config: DictConfig) -> torch.device:
     """The device of a run, checked to exist."""
+    check_value(config.device, str, "device")
     try:
         device = torch.device(config.device)
         torch.zeros(1, device=device)
@@ -138,17 +142,20 @@ def build_compile_backend(config: DictConfig) -> str | None:
     return str(backend)
 
 
-def build_process(config: DictConfig) -> DenoisingProcess:
+def build_process(config: DictConfig, given: Makers = NONE) -> DenoisingProcess:
     """The MDP: prior, kernel, reward and control law."""
     device = build_device(config)
     check_value(config.env.guidance_strength, float, "env.guidance_strength")
-    prior = _make(config.prior, "prior")
+    prior = _part(config, "prior", given)
+    kernel = _part(config, "kernel", given, scheduler_config=prior.scheduler_config)
+    if "kernel" in given:
+        parts.check_kernel(prior, kernel)
     process = DenoisingProcess(
         prior=prior,
-        kernel=_make(config.kernel, "kernel", scheduler_config=prior.scheduler_config),
-        reward=_make(config.reward, "reward"),
+        kernel=kernel,
+        reward=_part(config, "reward", given),
         guidance_strength=config.env.guidance_strength,
-        control_law=_make(config.control_law, "control_law"),
+        control_law=_part(config, "control_law", given),
     )
     return process.to(device)
 
@@ -167,17 +174,21 @@ def check_seed(seed: Any, where: str = "seed") -> int:
     return int(seed)
 
 
-def build_policy(config: DictConfig, process: DenoisingProcess) -> DenoisingPolicy:
+def build_policy(
+    config: DictConfig, process: DenoisingProcess, given: Makers = NONE
+) -> DenoisingPolicy:
     """The untrained policy; its initial weights depend on the config's seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(check_seed(config.seed))
-        policy: DenoisingPolicy = _make(
-            config.policy,
+        policy: DenoisingPolicy = _part(
+            config,
             "policy",
+            given,
             prior=process.prior,
             kernel=process.kernel,
             controls=process.controls,
         )
+        parts.check_policy(policy, process.kernel)
         policy = _guided(config, process, policy)
     return policy.to(process.kernel.scale.device)
 
@@ -193,7 +204,7 @@ def _guided(
     return guided
 
 
-def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
+def build_agent(config: DictConfig, process: DenoisingProcess, given: Makers = NONE) -> Agent:
     """The agent, refused if it needs a gradient that the reward lacks.
 
     An agent with its own networks is a `_partial_` node and gets a `TaskSpec` as `task`.
@@ -201,10 +212,9 @@ def build_agent(config: DictConfig, process: DenoisingProcess) -> Agent:
     task = TaskSpec(
         shape=process.shape, num_steps=process.num_steps, controls=process.conditions.controls
     )
-    given = {"task": task} if config.agent.get("_partial_", False) else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(check_seed(config.seed))
-        agent: Agent = _make(config.agent, "agent", **given)
+        agent: Agent = _part(config, "agent", given, task=task)
     for phase in agent.phases.values():
         if not isinstance(getattr(phase, "plan", None), RolloutPlan):
             raise ConfigError(
@@ -279,8 +289,15 @@ def build_dataset(config: DictConfig) -> OfflineDataset:
     return dataset
 
 
+def check_unused(config: DictConfig) -> None:
+    """Refuse settings of training and evaluation that no run could have, where none is made."""
+    build_trainer_config(config)
+    build_evaluation_plan(config)
+
+
 def build_generation_plan(config: DictConfig) -> GenerationPlan:
     """How many pictures to draw."""
+    check_unused(config)
     for name in ("n", "batch_size"):
         check_value(config[name], int, name)
     return GenerationPlan(n=config.n, batch_size=config.batch_size, seed=check_seed(config.seed))
@@ -293,7 +310,6 @@ def build_pretrain_plan(config: DictConfig) -> PretrainPlan:
 
 def fit_classifier(config: DictConfig, dataset: OfflineDataset) -> CalibrationReport:
     """Fit, calibrate and save the classifier of a config."""
-    report: CalibrationReport = _make(
-        config.classifier, "classifier", dataset=dataset, out=config.out
-    )
+    out = folder_of(config.out, "out")
+    report: CalibrationReport = _make(config.classifier, "classifier", dataset=dataset, out=out)
     return report

@@ -6,9 +6,11 @@ folder given as `--config-dir`. No torch is imported: typos show at once.
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctrl_rl.assets import anchor_paths
 from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
 from ctrl_rl.runs.overrides import in_hydras_words, key_of, parse
 
@@ -82,7 +84,8 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
         extra: more config folders, searched after the project's; for plug-ins outside of it.
 
     Returns:
-        The resolved config; its `choices` hold the choice of every group.
+        The resolved config; its `choices` hold the choice of every group. Existing relative paths
+        of its parts are absolute.
 
     Raises:
         ConfigError: an unknown group, choice, key or a missing value, with the nearest match.
@@ -98,7 +101,8 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
     _check_added(name, overrides, extra)
     search = ",".join(f"'file://{Path(folder).resolve()}'" for folder in extra)
     try:
-        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        folder = str(config_folder())
+        with _set_aside(), hydra.initialize_config_dir(folder, version_base="1.3"):
             words = [f"hydra.searchpath=[{search}]", *in_hydras_words(overrides, defaults(name))]
             composed = hydra.compose(name, words, return_hydra_config=True)
         OmegaConf.set_struct(composed, False)
@@ -116,12 +120,30 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
             if len(good) == len(overrides):  # the word is in a file
                 raise ConfigError(one_line(error)) from error
             raise ConfigError(_unknown(key, compose(name, good, extra))) from error
+        open_choice = re.search(r"You must specify '(\w+)'", str(error))
+        if open_choice:
+            group = open_choice[1]
+            known = ", ".join(files(group, extra))
+            raise ConfigError(f"no value for {group}; add {group}=…, one of {known}") from error
         raise ConfigError(one_line(error)) from error
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(f"no value for {missing[0]}; add {missing[0]}=…")
+    anchor_paths(composed)
     OmegaConf.set_struct(composed, True)
     return composed
+
+
+@contextmanager
+def _set_aside() -> Iterator[None]:
+    """Leave Hydra to this module for a while: a user's program may be an app of it itself."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    own, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = own
 
 
 def saved(file: Path, overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> "DictConfig":

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctrl_rl import marker
 from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
-from ctrl_rl.files import read_json, read_text, sync, write_text
+from ctrl_rl.files import read_json, read_rows, read_text, sync, write_text
 from ctrl_rl.learning.checkpoint import Checkpoint
-from ctrl_rl.runs import marker
 from ctrl_rl.runs.checkpoints import Checkpoints
 from ctrl_rl.runs.compose import stored
 
@@ -170,21 +170,13 @@ class Run:
             file.write(json.dumps(_strict(figures), allow_nan=False) + "\n")
 
     def metrics(self) -> Iterator[dict[str, float]]:
-        """The lines of metrics.jsonl.
-
-        Raises:
-            RunError: the file is damaged.
-        """
+        """The lines of metrics.jsonl, or `RunError` if it is damaged."""
         file = self._metrics_file
         if not os.path.lexists(file):
             return
         try:
-            for line in read_text(file).splitlines():
-                figures = json.loads(line)
-                if not _are_figures(figures):
-                    raise ValueError(f"'{line[:40]}' has no figures by name")
-                yield figures
-        except (OSError, ValueError, RecursionError) as error:
+            yield from read_rows(file)
+        except (OSError, ValueError) as error:
             raise RunError(
                 f"{file} cannot be read ({one_line(error)}); put it back, or train the run anew"
             ) from error
@@ -279,13 +271,6 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise RunError(f"{file} is no summary; ctrl-rl evaluate run={folder} writes it again")
     return read
-
-
-def _are_figures(line: Any) -> bool:
-    return isinstance(line, dict) and all(
-        value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-        for value in line.values()
-    )
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,83 +1,40 @@
-"""Public Python: load a run, sample from it, evaluate it; make environments of tasks."""
+"""Public Python: load a run, sample from it, evaluate it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from ctrl_rl.controls import Value, Values, described
-from ctrl_rl.envs.chain import DenoisingProcess
-from ctrl_rl.envs.control import ControlEnv, ControlVectorEnv
-from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import ConfigError, RunError
 from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
 from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
+from ctrl_rl.evaluation.show import as_html, in_lines
 from ctrl_rl.evaluation.side_by_side import Strip
 from ctrl_rl.learning.checkpoint import NO_TRAINING, Checkpoint
 from ctrl_rl.policies import DenoisingPolicy, PriorPolicy
 from ctrl_rl.priors import Prior
 from ctrl_rl.runs import build
-from ctrl_rl.runs.compose import compose, saved
-from ctrl_rl.runs.folder import Run
-
-
-def make_process(task: str, overrides: Sequence[str] = ()) -> DenoisingProcess:
-    """The MDP of a task, such as "digits"."""
-    return build.build_process(compose("train", [f"env={task}", *overrides]))
-
-
-def make_env(
-    task: str, *, num_envs: int = 64, seed: int | None = None, overrides: Sequence[str] = ()
-) -> LatentEnv:
-    """The TorchRL env of a task.
-
-    Args:
-        task: name of a yaml in `configs/env`, such as "digits".
-        num_envs: batch size.
-        seed: of the env's generator; None takes a fresh one.
-        overrides: Hydra overrides, such as ``["kernel.num_steps=20"]``.
-    """
-    process = make_process(task, overrides)
-    return LatentEnv(process, num_envs=num_envs, seed=seed, device=process.kernel.scale.device)
-
-
-def make_control_env(
-    task: str, *, overrides: Sequence[str] = (), render_mode: str | None = None
-) -> ControlEnv:
-    """Entry point of `gymnasium.make`; see `ControlEnv`."""
-    config = compose("train", [f"env={task}", *overrides])
-    process, scale = build.build_process(config), config.env.control_scale
-    return ControlEnv(process, control_scale=scale, render_mode=render_mode)
-
-
-# Where `gymnasium.make` looks for what it can make of frames: a list of them, or a window.
-make_control_env.metadata = ControlEnv.metadata  # type: ignore[attr-defined]
-
-
-def make_control_vector_env(
-    task: str,
-    *,
-    num_envs: int,
-    overrides: Sequence[str] = (),
-    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-    render_mode: str | None = None,
-) -> ControlVectorEnv:
-    """Entry point of `gymnasium.make_vec`; see `ControlVectorEnv`."""
-    config = compose("train", [f"env={task}", *overrides])
-    return ControlVectorEnv(
-        build.build_process(config),
-        num_envs=num_envs,
-        control_scale=config.env.control_scale,
-        autoreset_mode=autoreset_mode,
-        render_mode=render_mode,
-    )
+from ctrl_rl.runs.compose import saved
+from ctrl_rl.runs.environments import make_control_env as make_control_env
+from ctrl_rl.runs.environments import make_control_vector_env as make_control_vector_env
+from ctrl_rl.runs.environments import make_env as make_env
+from ctrl_rl.runs.environments import make_process as make_process
+from ctrl_rl.runs.folder import Run, read_summary
+from ctrl_rl.runs.parts import makers
 
 
 class LoadedRun:
-    """A run, ready to sample.
+    """A run, ready to sample; `load_run` and `ctrl_rl.train` make it.
+
+    Args:
+        run: its folder.
+        checkpoint: update of the checkpoint; None for the newest.
+        trust: as in `load_run`.
+        parts: by name, those that the config cannot build, or that replace what it does.
 
     Attributes:
         config: the resolved config.
@@ -89,11 +46,18 @@ class LoadedRun:
         summary: contents of summary.json, or an empty dict before the evaluation.
     """
 
-    def __init__(self, run: Run, checkpoint: int | None = None, trust: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        run: Run,
+        checkpoint: int | None = None,
+        trust: Sequence[str] = (),
+        parts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.run = run
         self.config = saved(run.config_file, trust=trust)
         self.sampler: Sampler
-        process = build.build_process(self.config)
+        self._given = makers(self.config, parts)
+        process = build.build_process(self.config, self._given)
         self.env = build.build_env(self.config, process)
         # Older runs do not have it.
         process.execution.microbatch = self.config.trainer.get("microbatch")
@@ -106,7 +70,7 @@ class LoadedRun:
             self.sampler = PolicySampler(process, self._trained(loaded))
 
     def _trained(self, loaded: Checkpoint) -> DenoisingPolicy:
-        policy = build.build_policy(self.config, self.env.process)
+        policy = build.build_policy(self.config, self.env.process, self._given)
         prefix = "average.module."
         averaged = {
             name.removeprefix(prefix): value
@@ -137,6 +101,29 @@ class LoadedRun:
         """Contents of summary.json, or an empty dict."""
         return self.run.summary
 
+    def __repr__(self) -> str:
+        controls = described(self.env.process.conditions.controls) or "none"
+        figures = in_lines(self._figures) if self._figures else ["not evaluated at this update"]
+        return "\n  ".join([self._title, f"controls: {controls}", *figures])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the evaluation as a table, and its picture."""
+        file = self.run.evaluation(self.update) / "samples.png"
+        picture = file.read_bytes() if file.is_file() else None
+        return as_html(self._title, self._figures, picture)
+
+    @property
+    def _title(self) -> str:
+        choices = self.config.choices
+        what = choices.get("method") or choices.agent
+        return f"{self.run.path}: {what} on {self.config.env.name}, update {self.update}"
+
+    @property
+    def _figures(self) -> dict[str, Any]:
+        """Of this checkpoint's evaluation; empty before it."""
+        folder = self.run.evaluation(self.update)
+        return read_summary(folder) if (folder / "summary.json").is_file() else {}
+
     def sample(
         self,
         control: Values | Mapping[str, Values] | None = None,
@@ -152,7 +139,7 @@ class LoadedRun:
                 {"glasses": "yes"}; "prompt" takes one of the prior's prompts. A missing control, or
                 "any", asks for nothing.
             n: number of samples.
-            seed: same seed, same samples.
+            seed: same seed, same samples: the first 4 of 8 are those of ``n=4``, up to rounding.
             strength: drift relative to the trained policy's: 0 is the prior, 1 the policy.
 
         Returns:
@@ -172,7 +159,7 @@ class LoadedRun:
     ) -> Strip:
         """Draw clean samples with their latents; everything else as `sample`.
 
-        Strips of the same n and seed have the same noise, for any condition and strength.
+        Strips of the same seed have the same noise, for any condition and strength.
         """
         process = self.env.process
         if n < 1:
@@ -182,11 +169,7 @@ class LoadedRun:
         build.check_seed(seed)
         control = {} if control is None else control
         if not isinstance(control, Mapping):
-            if len(process.conditions.controls) != 1:
-                known = described(process.conditions.controls)
-                has = f"the controls {known}; give values by control" if known else "no control"
-                raise ConfigError(f"this run has {has}")
-            control = {next(iter(process.conditions.controls)): control}
+            control = {self._only_control(): control}
         # At strength 0 every sampler is the prior.
         prior = PolicySampler(process, PriorPolicy(process.kernel))
         sampler = prior if strength == 0 else self.sampler.at_strength(strength)
@@ -194,6 +177,18 @@ class LoadedRun:
         first = {name: value[0].item() for name, value in values.items()}
         title = process.conditions.title(first)
         return sampler.strip(values, title=title, n=n, seed=seed)
+
+    def _only_control(self) -> str:
+        known = self.env.process.conditions.controls
+        if not known:
+            raise ConfigError("this run has no control; sample without one")
+        if len(known) > 1:
+            values = {name: control.shown(0) for name, control in known.items()}
+            raise ConfigError(
+                f"this run has the controls {described(known)}; give values by name, such as "
+                f"control={values}"
+            )
+        return next(iter(known))
 
     def evaluate(
         self,
@@ -215,7 +210,15 @@ class LoadedRun:
 
 
 def load_run(
-    path: str | Path, checkpoint: int | None = None, *, trust: Sequence[str] = ()
+    path: str | Path,
+    checkpoint: int | None = None,
+    *,
+    trust: Sequence[str] = (),
+    prior: Any = None,
+    kernel: Any = None,
+    reward: Any = None,
+    control_law: Any = None,
+    policy: Any = None,
 ) -> LoadedRun:
     """Load a run folder, of anybody: nothing that it holds is run.
 
@@ -224,11 +227,21 @@ def load_run(
         checkpoint: update of the checkpoint to load; None for the newest.
         trust: names of your modules and packages that the run's config may name, such as
             ["my_rewards"]; the environment variable CTRL_RL_TRUST adds to them.
+        prior: the part that was given to `ctrl_rl.train`, if the config could not record it; or
+            one to use in place of the run's.
+        kernel: the same.
+        reward: the same; a function gets the controls of training.
+        control_law: the same.
+        policy: the same; it gets the trained weights.
 
     Raises:
         RunError: there is no run, its config names code that is neither the project's nor trusted,
-            or its checkpoint is damaged.
+            a part is missing that was given in Python, or its checkpoint is damaged.
+        ConfigError: a part is none of its kind.
     """
     if isinstance(trust, str):
         trust = [trust]
-    return LoadedRun(Run.open(Path(path)), checkpoint, trust)
+    parts = {"prior": prior, "kernel": kernel, "reward": reward, "control_law": control_law}
+    parts |= {"policy": policy}
+    given = {name: part for name, part in parts.items() if part is not None}
+    return LoadedRun(Run.open(Path(path)), checkpoint, trust, given)

@@ -4,23 +4,19 @@
 """
 
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import NonFiniteError, RunError, one_line
 from ctrl_rl.evaluation.compare import compare
-from ctrl_rl.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, prior_log_z
-from ctrl_rl.evaluation.film import NO_FILM, draw_film, strips_of
-from ctrl_rl.evaluation.numbers import draw_asked
-from ctrl_rl.evaluation.pictures import draw_samples
-from ctrl_rl.evaluation.quality import in_words
+from ctrl_rl.evaluation.evaluate import EvaluationPlan, evaluate, prior_log_z
 from ctrl_rl.evaluation.samplers import PolicySampler, Sampler
-from ctrl_rl.evaluation.side_by_side import MOST_CONDITIONS, Comparison
+from ctrl_rl.evaluation.side_by_side import MOST_CONDITIONS
+from ctrl_rl.interrupts import Interrupted, stop_on_interrupt
 from ctrl_rl.learning.checkpoint import NO_TRAINING, Checkpoint
 from ctrl_rl.learning.checks import check_start, compile_networks
 from ctrl_rl.learning.learner import AUTO, Learner
@@ -28,11 +24,12 @@ from ctrl_rl.learning.trainer import Trainer
 from ctrl_rl.learning.update import fit_microbatch, rehearse
 from ctrl_rl.rewards.classifier import LabelModel
 from ctrl_rl.runs import build
-from ctrl_rl.runs.folder import Run, write_summary
-from ctrl_rl.runs.interrupts import Interrupted, stop_on_interrupt
+from ctrl_rl.runs.folder import Run
 from ctrl_rl.runs.loggers import Logger
-from ctrl_rl.runs.progress import bar, say, show_summary
-from ctrl_rl.runs.trust import own_modules
+from ctrl_rl.runs.parts import NONE, Makers
+from ctrl_rl.runs.progress import bar, note, say, waiting
+from ctrl_rl.runs.results import write_results
+from ctrl_rl.runs.resuming import resume_command
 
 # Nats per dimension. A compiled forward pass rounds differently with a backward pass than without
 # one: clean estimates of Stable Diffusion's architecture were up to 4e-6 apart.
@@ -51,6 +48,7 @@ def train_and_evaluate(
     checkpoint: int | None = None,
     *,
     quiet: bool = False,
+    given: Makers = NONE,
 ) -> Run:
     """Train, then evaluate.
 
@@ -59,6 +57,7 @@ def train_and_evaluate(
         run: the folder to resume in; None makes the one that `config.run` names.
         checkpoint: update of the checkpoint to resume at; None for the newest.
         quiet: no progress and no table.
+        given: what makes parts that the config cannot build, see `ctrl_rl.runs.parts`.
 
     Returns:
         The finished run.
@@ -75,56 +74,34 @@ def train_and_evaluate(
     try:
         with where.locked():
             resumed = None if run is None else run.load(checkpoint)
-            return _train_and_evaluate(config, run, resumed, quiet=quiet)
+            return _train_and_evaluate(config, run, resumed, given, quiet=quiet)
     except KeyboardInterrupt:
         left = f"resume with: {resume_command(where, config)}"
         nothing = "nothing was written yet"
         raise Interrupted(f"interrupted; {left if where.checkpoints() else nothing}") from None
 
 
-def resume_command(run: Run, config: DictConfig) -> str:
-    """The command that resumes a run, with the user's own modules that it needs."""
-    words = ["ctrl-rl", "train", f"resume={run.path}"]
-    own = own_modules(config)
-    if own:
-        words.append(f"trust={own[0]}" if len(own) == 1 else f"trust=[{','.join(own)}]")
-    return " ".join(words)
-
-
 def _train_and_evaluate(
-    config: DictConfig, run: Run | None, checkpoint: Checkpoint | None, *, quiet: bool
+    config: DictConfig,
+    run: Run | None,
+    checkpoint: Checkpoint | None,
+    given: Makers,
+    *,
+    quiet: bool,
 ) -> Run:
     """The same in a locked folder, from a checkpoint that was read."""
     # Build and check everything before any compute, and compute before writing the folder.
     build.set_up_process(config)
-    settings, plan = build.build_trainer_config(config), build.build_evaluation_plan(config)
-    log, backend = build.build_logger(config), build.build_compile_backend(config)
-    process = build.build_process(config)
-    agent = build.build_agent(config, process)
-    learner = Learner(build.build_policy(config, process), agent, settings)
-    heldout = build.build_heldout(config, process)
-    env = build.build_env(config, process)
-    if backend is not None:
-        compile_networks(backend, process, learner.policy, learner.result)
-    rows = settings.microbatch
-    if rows == AUTO:
-        # Only accelerators report full memory.
-        rows = fit_microbatch(env, learner) if env.device.type == "cuda" else None
-        config.trainer.microbatch = rows  # stored in the run: its bits depend on it
-        if not quiet:
-            say(f"trainer.microbatch=auto is {rows or 'null: all at once on this device'}")
-    assert rows is None or isinstance(rows, int)
-    process.execution.microbatch = rows
-    if checkpoint is None or backend is not None:  # compiling may fail elsewhere
-        check_start(env, learner, tolerance=0.0 if backend is None else _COMPILED_TOLERANCE)
-    if settings.denoiser_calls is not None:
-        learner.config = settings = settings.within_budget(rehearse(env, learner))
+    plan, log = build.build_evaluation_plan(config), build.build_logger(config)
+    with waiting("loading and checking prior, reward and policy", quiet=quiet):
+        env, learner, heldout = _prepared(config, given, fresh=checkpoint is None, quiet=quiet)
+    process, settings = env.process, learner.config
     # With prompts, each one of training would need its own prior samples.
     log_z = None
     if process.prior.prompts is None and process.conditions.size <= plan.most_conditions:
-        log_z = prior_log_z(
-            process, settings.log_z_samples, batch_size=plan.batch_size, seed=_LOG_Z_SEED
-        )
+        n = settings.log_z_samples
+        note(f"estimating log Z from {n} samples of the prior", quiet=quiet)
+        log_z = prior_log_z(process, n, batch_size=plan.batch_size, seed=_LOG_Z_SEED)
     process.prior_calls = process.reward_calls = 0  # training is counted, not its preparation
     if run is None:
         run = Run.create(build.build_run_plan(config), OmegaConf.to_yaml(config))
@@ -141,6 +118,34 @@ def _train_and_evaluate(
     sampler = PolicySampler(process, learner.result)
     evaluate_into(run.path, config, sampler, plan, heldout=heldout, cost=cost, quiet=quiet)
     return run
+
+
+def _prepared(
+    config: DictConfig, given: Makers, *, fresh: bool, quiet: bool
+) -> tuple[LatentEnv, Learner, Mapping[str, LabelModel]]:
+    """Env, learner and held-out judges, built; a fresh policy is checked on its first episodes."""
+    settings, backend = build.build_trainer_config(config), build.build_compile_backend(config)
+    process = build.build_process(config, given)
+    agent = build.build_agent(config, process, given)
+    learner = Learner(build.build_policy(config, process, given), agent, settings)
+    heldout = build.build_heldout(config, process)
+    env = build.build_env(config, process)
+    if backend is not None:
+        compile_networks(backend, process, learner.policy, learner.result)
+    rows = settings.microbatch
+    if rows == AUTO:
+        # Only accelerators report full memory.
+        rows = fit_microbatch(env, learner) if env.device.type == "cuda" else None
+        config.trainer.microbatch = rows  # stored in the run: its bits depend on it
+        if not quiet:
+            say(f"trainer.microbatch=auto is {rows or 'null: all at once on this device'}")
+    assert rows is None or isinstance(rows, int)
+    process.execution.microbatch = rows
+    if fresh or backend is not None:  # compiling may fail elsewhere
+        check_start(env, learner, tolerance=0.0 if backend is None else _COMPILED_TOLERANCE)
+    if settings.denoiser_calls is not None:
+        learner.config = settings.within_budget(rehearse(env, learner))
+    return env, learner, heldout
 
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint, run: Run) -> None:
@@ -200,6 +205,7 @@ def evaluate_method(config: DictConfig, *, quiet: bool = False) -> Run:
     """
     run_plan = build.build_run_plan(config)
     Run.check_free(run_plan)
+    build.check_unused(config)
     with Run(run_plan.path).locked():
         build.set_up_process(config)
         plan, process = build.build_evaluation_plan(config), build.build_process(config)
@@ -235,66 +241,14 @@ def evaluate_into(
         quiet: no progress and no table.
     """
     conditions = plan.conditions_of(sampler.process)
+    note(f"drawing {plan.prior_samples} samples of the prior to measure by", quiet=quiet)
     with bar("evaluate", len(conditions), quiet=quiet) as report:
         evaluation = evaluate(
             sampler, plan, heldout=heldout, report=lambda done, total: report(done, {})
         )
-    # Drawn apart from the figures.
+    note("drawing pictures", quiet=quiet)  # apart from the figures
     compared = compare(sampler, conditions[:MOST_CONDITIONS], seed=plan.seed + _PICTURE_SEED)
-    _write_results(folder, config, cost, evaluation, compared, quiet=quiet)
-
-
-def _write_results(
-    folder: Path,
-    config: DictConfig,
-    cost: dict[str, Any],
-    evaluation: Evaluation,
-    compared: Sequence[Comparison],
-    *,
-    quiet: bool = False,
-) -> None:
-    """Write pictures and, last, summary.json; print the table.
-
-    They include denoising.gif if latents are images, and asked.png if a control is a number.
-    """
-    method = config.choices.get("method")
-    agent = method or config.choices.agent
-    head = {"task": config.env.name, "agent": agent, "seed": config.seed}
-    paid = {"denoiser_calls_budget": config.trainer.get("denoiser_calls")}
-    machine = {"device": config.device, "torch": torch.__version__, "cores": os.cpu_count()}
-    summary = {**head, **cost, **paid, **evaluation.summary, "machine": machine}
-    lines = {}
-    for source in evaluation.samples:
-        parts = [in_words(summary if source == "policy" else summary[source])]
-        if source == "policy":
-            parts.append(f"gap {summary['gap_nats']:.2f} nats")
-        lines[source] = "\n".join(part for part in parts if part)
-    title = f"{config.run.name}: {head['agent']} on {head['task']}"
-    draw_samples(
-        folder / "samples.png",
-        compared=compared,
-        samples=evaluation.samples,
-        title=title,
-        figures=lines,
-    )
-    figures_of = evaluation.summary["per_label"]
-    rows = [
-        (asked, figures_of[name])
-        for asked, name in zip(evaluation.asked, evaluation.conditions, strict=True)
-    ]
-    draw_asked(folder / "asked.png", rows, title=title)
-    has_film = draw_film(folder / "denoising.gif", strips_of(compared))
-    write_summary(folder, summary)
-    if not quiet:
-        show_summary(folder, summary)
-        if not has_film and compared[0].before.samples.ndim == 4:
-            say(NO_FILM)
-        gap, before = summary["gap_nats"], summary["prior"]["gap_nats"]
-        if gap > before and method is None:
-            say(
-                f"worse than no training: the gap is {gap:.2f} nats, the prior's {before:.2f};\n"
-                "try lower rates in trainer.learning_rate, or more of trainer.warmup"
-            )
+    write_results(folder, config, cost, evaluation, compared, quiet=quiet)
 
 
 def _shown(figures: dict[str, float]) -> dict[str, float]:

@@ -272,18 +272,6 @@ def test_run_writes_everything_and_replaces_only_classifiers(
     assert (tmp_path / "out" / "thesis.tex").exists()
 
 
-def test_a_failed_run_leaves_no_trace(
-    digits: OfflineDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("ctrl_rl.classifiers.fit.reliability_diagram", fail)
-    with pytest.raises(OSError, match="disk full"):
-        run_classifier_fit(network=perceptron(), dataset=digits, out=tmp_path / "out", **SETTINGS)
-    assert not list(tmp_path.iterdir())
-
-
 def test_reward_and_judge_share_neither_data_nor_architecture() -> None:
     reward, judge = (
         OmegaConf.load(CONFIGS / f"{name}.yaml") for name in ("digits", "digits_heldout")

@@ -1,5 +1,6 @@
 """Help, list, plug-ins, samples: what a user of the command line sees."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -181,6 +182,38 @@ def test_help_is_light(words):
     assert all(len(line) <= 100 for line in done.stdout.splitlines())
 
 
+TAKEN = {
+    "sample": "run control control.NAME n seed strength strengths out checkpoint trust",
+    "evaluate": "run checkpoint trust evaluation.KEY",
+    "export": "run out checkpoint base hub private trust",
+    "train": "resume checkpoint trust",
+}
+
+
+@pytest.mark.parametrize("command", TAKEN)
+def test_help_explains_every_word_of_a_command_about_a_run(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    for word in TAKEN[command].split():
+        assert re.search(rf"^  {re.escape(word)}  +\w.{{10}}", shown, re.M), word
+    assert "trust=my_rewards" in shown or command != "train"
+    assert all(len(line) <= 104 for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("command", TAKEN)
+def test_commands_take_the_words_that_help_explains(command, capsys):
+    for word in TAKEN[command].split():
+        key = word.replace("NAME", "digit").replace("KEY", "seed")
+        run = "resume=nope" if command == "train" else "run=nope"
+        given = dict.fromkeys([run, "out=x", f"{key}=1"])
+        if command != "export":
+            given.pop("out=x")
+        assert main([command, *given]) == 2
+        told = capsys.readouterr().err
+        assert "does not take" not in told and "; drop" not in told, told
+
+
 def test_list(capsys):
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
@@ -209,3 +242,18 @@ def test_a_label_that_no_prior_sample_has_leaves_its_exact_row_empty(tmp_path):
     empty = [row for row in rows if row["exact"]["samples"] == 0]
     assert empty and all(row["exact"]["accuracy"] is None for row in empty)
     assert all(row["gap_nats"] is not None for row in rows)
+
+
+def test_an_interrupt_while_a_class_is_made_is_one(monkeypatch, capsys):
+    """Python 3.11 wraps it in a RuntimeError; imports make many classes."""
+
+    class Slow:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt
+
+    def importing(given):
+        type("Made", (), {"field": Slow()})
+
+    monkeypatch.setattr("ctrl_rl.cli.main._dispatch", importing)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "ctrl-rl: interrupted\n"

@@ -82,6 +82,25 @@ def test_without_judges_nothing_is_said() -> None:
     assert empty["heldout_accuracy_per_control"] == {"glasses": None, "hat_size": None}
 
 
+def test_no_samples_are_judged_by_networks_that_refuse_none() -> None:
+    """As those of transformers do; an evaluation has none where rejection accepted none."""
+
+    def some(sample: Tensor) -> Tensor:
+        assert len(sample) > 0
+        return sample
+
+    class Refuses(Reads):
+        def log_probabilities(self, sample: Tensor) -> Tensor:
+            return super().log_probabilities(some(sample))
+
+    judge = Judge(lambda x: predict(some(x)), {"glasses": Refuses(0, 2)}, CONTROLS)
+    one = judge(FIRST[:0], {"glasses": 1, "hat_size": 2})
+    assert len(one.asked) == 0 and len(one.predicted) == 0 and len(one.right["glasses"]) == 0
+    figures = judge.combine([one])
+    assert figures["samples"] == 0 and figures["accuracy"] is None
+    assert judge(FIRST, {"glasses": 1, "hat_size": 2}).predicted.shape == (len(FIRST),)
+
+
 @pytest.mark.parametrize("judges", [("glasses", "hat_size"), ("glasses",), ()])
 def test_the_table_names_controls_within_80_columns(
     judges: tuple[str, ...], tmp_path: Path, capsys, monkeypatch

@@ -7,10 +7,8 @@ import pytest
 import torch
 from exports import as_images, drawn, export
 
-from ctrl_rl import ControlledPipeline, keys
+from ctrl_rl import ControlledPipeline
 from ctrl_rl.cli.main import main
-from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError
 from ctrl_rl.export.schedulers import FlowSDEScheduler, scheduler_of
 from ctrl_rl.priors.diffusers.text_transformer import packed
@@ -52,10 +50,7 @@ def test_lora_in_a_stock_pipeline_is_the_policy_without_a_control(exported):
     pipeline.load_lora_weights(folder)
     latents.clear()
     images = drawn(pipeline, ["a dog"] * 2, **call)
-    env = LatentEnv(process, num_envs=2, seed=3)
-    with torch.no_grad():
-        episode = rollout(env, run.policy, control={"prompt": "a dog"})
-    actions = episode[keys.ACTION].unbind(1)
+    actions = run.strip({"prompt": "a dog"}, n=2, seed=3).latents[:, 1:].unbind(1)
     kept = latents[-len(process.kernel.timesteps) :]
     for k, (found, action) in enumerate(zip(kept, actions, strict=False)):
         tolerance = 1e-5

@@ -61,8 +61,8 @@ def test_a_strip_of_rejection_has_every_row_under_its_own_condition() -> None:
     assert share > 0.8 and reward > 0.7  # chance is a quarter
     assert not strip.paired  # no column of a picture has the noise of another row
     assert prior(process=process).strip({"group": 1}, title="t", n=4, seed=3).paired
-    again = Rejection(process=process).strip({"group": groups}, title="t", n=256, seed=3)
-    assert torch.equal(again.samples, strip.samples)
+    again = Rejection(process=process).strip({"group": groups[:60]}, title="t", n=60, seed=3)
+    torch.testing.assert_close(again.samples, strip.samples[:60])  # not of the others
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])

@@ -251,7 +251,7 @@ def test_files_that_are_no_weights_are_refused(made: Made, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="weights=.*broken.pt cannot be read as weights"):
         made_score(made, weights=str(broken))
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ConfigError, match="has a list, not named tensors"):
+    with pytest.raises(ConfigError, match="holds one list, not named tensors"):
         made_score(made, weights=str(tmp_path / "list.pt"))
     torch.save({"model": Path("pickled")}, tmp_path / "pickled.pt")
     with pytest.raises(ConfigError, match="pickled.pt cannot be read as weights"):

@@ -131,10 +131,11 @@ def test_a_run_without_controls(
     found = summary(run)
     assert list(found["per_label"]) == ["(none)"] and found["accuracy"] is None
     assert 0 < found["kl_nats"] and 0 <= found["gap_nats"] <= found["gap_nats_certified"]
-    assert main(["sample", f"run={run}", "n=3"]) == 0
+    assert main(["sample", f"run={run}", "n=3", "trust=my_near"]) == 0
     drawn = np.load(run / "sample-none-strength1-seed0.npz")["samples"]
-    np.testing.assert_array_equal(drawn, load_run(run).sample(n=3).numpy())
-    assert main(["sample", f"run={run}", "control=1"]) == 2
+    loaded = load_run(run, trust=["my_near"])
+    np.testing.assert_array_equal(drawn, loaded.sample(n=3).numpy())
+    assert main(["sample", f"run={run}", "control=1", "trust=my_near"]) == 2
     assert "this run has no control" in capsys.readouterr().err
 
 
@@ -167,7 +168,7 @@ def test_a_bound_that_does_not_hold_is_refused_before_training(
         (lambda: ClassifierReward(classifiers={"y": "net"}), "got str"),  # type: ignore[dict-item]
         (
             lambda: FunctionReward(function="nowhere.f", controls={}, differentiable=True),
-            "cannot import 'nowhere'",
+            "there is no module nowhere here; run from the folder that has it",
         ),
         (
             lambda: FunctionReward(function="math.sqr", controls={}, differentiable=True),

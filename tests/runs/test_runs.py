@@ -7,8 +7,10 @@ from safetensors.torch import load_file
 
 from ctrl_rl import load_run
 from ctrl_rl.cli.main import main
+from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.envs.rollout import rollout
 from ctrl_rl.errors import ConfigError, RunError
+from ctrl_rl.evaluation.noise import generators
 from ctrl_rl.learning.checkpoint import Checkpoint
 from ctrl_rl.policies import PriorPolicy
 from ctrl_rl.runs.folder import Run, RunPlan, write_summary
@@ -72,10 +74,23 @@ def test_samples(run):
     assert torch.equal(first, loaded.sample({"group": 1}, n=5, seed=3))
     assert not torch.equal(first, loaded.sample(1, n=5, seed=4))
     assert not torch.equal(first, loaded.sample(1, n=5, seed=3, strength=2.0))
-    env = type(loaded.env)(loaded.env.process, num_envs=5, seed=3)
-    drawn = rollout(env, PriorPolicy(loaded.env.process.kernel), control={"group": 1})
-    prior = drawn["sample"][:, -1]
-    assert torch.equal(prior, loaded.sample(1, n=5, seed=3, strength=0.0))
+
+
+def test_a_sample_depends_on_its_place_and_not_on_how_many_there_are(run):
+    """Sample i is the episode of an env whose generator is the seed's i-th."""
+    loaded = load_run(run)
+    few, many = (loaded.strip(1, n=n, seed=3) for n in (4, 8))
+    torch.testing.assert_close(many.samples[:4], few.samples)
+    torch.testing.assert_close(many.latents[:4], few.latents)
+    for strength, policy in ((1.0, loaded.policy), (0.0, PriorPolicy(loaded.policy.kernel))):
+        samples = loaded.sample(1, n=8, seed=3, strength=strength)
+        for place, generator in enumerate(generators(3, 8)):
+            env = LatentEnv(loaded.env.process, num_envs=1)
+            env.generator = generator
+            episode = rollout(env, policy, control={"group": 1})
+            torch.testing.assert_close(episode["sample"][:, -1], samples[place : place + 1])
+    starts = torch.cat([loaded.strip(1, n=8, seed=seed).latents[:, 0] for seed in range(8)])
+    assert len(starts.unique(dim=0)) == 64  # no two seeds share a sample
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ HOSTILE = [
     {"_target_": "ctrl_rl.rewards.FunctionReward", "function": "os.system", "controls": {}},
     {"_target_": "ctrl_rl.rewards.FunctionReward", "function": "evil.reward", "controls": {}},
     {"_target_": "ctrl_rl.agents.sac.Sac", "objective": "evil.Loss"},
+    {"_target_": "ctrl_rl.rewards.PackagedScore", "target": "evil.Reward", "path": "x"},
     {"_target_": ["os.system"]},
     {"_target_": "CTRL_RL.rewards.LinearReward"},
     {"_target_": "ctrl_rl.rewards.nothing_there"},
@@ -126,6 +128,32 @@ def test_python_m_does_not_import_from_the_run_folder(finished):
     assert ran.returncode == 0 and "imported" not in ran.stdout, ran.stderr
 
 
+IMPORTERS = {  # modules that import by a name, and from where they have it
+    "ctrl_rl/__init__.py",  # names of its own
+    "ctrl_rl/learning/pretrain.py",  # diffusers
+    "ctrl_rl/rewards/function.py",  # an argument that may be a Callable
+    "ctrl_rl/rewards/models/prompt_score.py",  # the same
+    "ctrl_rl/runs/arguments.py",  # a config that was checked, or is the user's own
+    "ctrl_rl/runs/record.py",  # writes a name and imports nothing
+    "ctrl_rl/runs/trust.py",
+}
+
+
+def test_no_other_module_imports_by_a_name():
+    root = Path(__file__).parents[2]
+    words = re.compile(
+        r"import_module|get_class|get_object|get_method|__import__|\bexec\(|\beval\((?!\))"
+    )
+    found = {
+        str(file.relative_to(root))
+        for folder in ("ctrl_rl", "envs", "agents")
+        for file in (root / folder).rglob("*.py")
+        if not {"envs", "agents", "configs"} & {*file.relative_to(root).parts[1:2]}
+        and words.search(file.read_text())
+    }
+    assert found == IMPORTERS
+
+
 def test_every_shipped_config_is_trusted():
     parts = [group for group in groups() if group not in ("classifier", "dataset", "recipe")]
     for group in parts:
@@ -141,9 +169,10 @@ def test_every_shipped_config_is_trusted():
 
 
 def _without_interpolations(node):
-    """A config before it is composed, without what only composing fills in."""
+    """A config before it is composed, without what the user and composing fill in."""
     if isinstance(node, dict):
-        yield {key: value for key, value in node.items() if "${" not in str(value)}
+        kept = {key: value for key, value in node.items() if "${" not in str(value)}
+        yield json.loads(json.dumps(kept).replace('"???"', "null"))
 
 
 REWARD = """

@@ -53,7 +53,7 @@ def read_weights(setting: str, file: Path) -> dict[str, Tensor]:
             f"{setting}={file} cannot be read as weights ({type(error).__name__}: {reason})"
         ) from error
     if not isinstance(weights, Mapping):
-        raise ConfigError(f"{setting}={file} has a {type(weights).__name__}, not named tensors")
+        raise ConfigError(f"{setting}={file} holds one {type(weights).__name__}, not named tensors")
     return {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
 
 

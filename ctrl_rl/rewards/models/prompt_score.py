@@ -1,7 +1,7 @@
 """How well an image fits its own prompt, as a reward: CLIP score, PickScore, HPS, ImageReward."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctrl_rl import keys
 from ctrl_rl.assets import unreachable
-from ctrl_rl.errors import ConfigError, one_line
+from ctrl_rl.errors import ConfigError, import_hint
 from ctrl_rl.pixels import check_images
 from ctrl_rl.rewards.models.loading import source
 from ctrl_rl.rewards.reward import Reward
@@ -88,7 +88,7 @@ class PackagedScore(nn.Module):
     [B, 3, H, W] in [0, 1], B texts, and [B] or [B, 1] scores back.
 
     Args:
-        target: dotted name of the class, such as package.module.Scorer.
+        target: the class, or its dotted name, such as package.module.Scorer.
         path: the model's folder, or its id on the hub.
         differentiable: whether its scores have a gradient.
         upper_bound: upper bound of the scores, or None; None makes the gap an estimate.
@@ -100,19 +100,18 @@ class PackagedScore(nn.Module):
     def __init__(
         self,
         *,
-        target: str,
+        target: str | Callable[..., Any],
         path: str,
         differentiable: bool = True,
         upper_bound: float | None = None,
     ) -> None:
         super().__init__()
         try:
-            kind: Any = get_class(target)
+            kind: Any = get_class(target) if isinstance(target, str) else target
         except Exception as error:  # importing a package may raise anything
             raise ConfigError(
-                f"target={target} cannot be imported "
-                f"({one_line(error, 200)}); install its package, or give the dotted "
-                "name of a class with from_pretrained and score"
+                f"target={target} cannot be imported: {import_hint(str(target), error)}; install "
+                "its package, or give the dotted name of a class with from_pretrained and score"
             ) from error
         for needed in ("from_pretrained", "score"):
             if not callable(getattr(kind, needed, None)):

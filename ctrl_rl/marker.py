@@ -1,6 +1,6 @@
-"""The project's own marker on a run folder, and the lock beside it.
+"""The project's own marker on a folder, and the lock beside it.
 
-    .ctrl_rl/run.json      the marker: the version of the layout, and the run's id
+    .ctrl_rl/run.json      the marker: the version of the layout, and the folder's id
     .ctrl_rl/lock          locked by the process that writes into the folder
     .ctrl_rl/holder.json   who that is, for the message to another one
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ctrl_rl.errors import RunError, RunInUseError, one_line
-from ctrl_rl.files import read_json, write_text
+from ctrl_rl.files import PARTIAL, read_json, write_text
 
 FOLDER = ".ctrl_rl"
 _LAYOUT = 1
@@ -38,6 +38,11 @@ def mark(path: Path) -> None:
     (path / FOLDER).mkdir(parents=True, exist_ok=True)
     marker = {"layout": _LAYOUT, "id": uuid.uuid4().hex[:12]}
     write_text(path / FOLDER / _MARKER, json.dumps(marker, indent=2) + "\n")
+
+
+def unmark(path: Path) -> None:
+    """Take the marker off a folder."""
+    (path / FOLDER / _MARKER).unlink(missing_ok=True)
 
 
 def run_id(path: Path) -> str | None:
@@ -58,6 +63,8 @@ def is_empty(path: Path) -> bool:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is made; one that stays empty is removed again.
+
+    Nothing of the lock stays behind in a folder without the marker.
 
     Raises:
         RunInUseError: another process holds it.
@@ -81,12 +88,12 @@ def locked(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         lock.release()
-        raise RunError(f"cannot write to the run folder {path}: {one_line(error)}") from error
+        raise RunError(f"cannot write to {path}: {one_line(error)}") from error
     try:
         yield
     finally:
         (path / FOLDER / _HOLDER).unlink(missing_ok=True)
-        if missing and not is_marked(path) and is_empty(path):
+        if not is_marked(path):
             _remove(path / FOLDER, missing)
         lock.release()
 
@@ -103,8 +110,9 @@ def _holder(path: Path) -> str:
 
 
 def _remove(ours: Path, made: list[Path]) -> None:
-    """Remove a lock, and folders that were made for it, innermost first."""
-    (ours / _LOCK).unlink(missing_ok=True)
+    """Remove a lock, and folders that were made for it and are empty, innermost first."""
+    for name in (_HOLDER + PARTIAL, _MARKER + PARTIAL, _LOCK):  # the lock goes last
+        (ours / name).unlink(missing_ok=True)
     for folder in (ours, *made):
         try:
             folder.rmdir()
