@@ -8,6 +8,18 @@ with code 2, or 130 after Ctrl-C or SIGTERM.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+TOO_LARGE = (
+    "this does not fit into memory; make what is largest smaller, such as trainer.batch_size, "
+    "evaluation.batch_size, trainer.microbatch or a width"
+)
+# Of torch's plain RuntimeErrors: from the allocator of a CPU, and of sizes beyond 64 bits.
+_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "Storage size calculation overflowed",
+    "numel: integer multiplication overflow",
+    "Overflow when unpacking long",
+)
+
 
 class CtrlError(Exception):
     """Base of all errors that the project raises on purpose."""
@@ -52,6 +64,13 @@ def did_you_mean(given: str, accepted: Iterable[str]) -> str:
 def one_line(error: BaseException, longest: int | None = None) -> str:
     """The message of a library's error on one line, cut to `longest` characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:longest]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that something is larger than memory: Python's, NumPy's or torch's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in _OF_MEMORY)
 
 
 def import_hint(name: str, error: BaseException) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ctrl_rl.errors import RunError, RunInUseError, one_line
-from ctrl_rl.files import PARTIAL, write_text
+from ctrl_rl.files import PARTIAL, read_json, write_text
 
 FOLDER = ".ctrl_rl"
 _LAYOUT = 1
@@ -48,7 +48,7 @@ def unmark(path: Path) -> None:
 def run_id(path: Path) -> str | None:
     """The run's id, or None for a folder of before there were any."""
     try:
-        return str(json.loads((path / FOLDER / _MARKER).read_text())["id"])
+        return str(read_json(path / FOLDER / _MARKER)["id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -100,7 +100,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def _holder(path: Path) -> str:
     try:
-        known = json.loads((path / FOLDER / _HOLDER).read_text())
+        known = read_json(path / FOLDER / _HOLDER)
         return (
             f"process {known['process']} on {known['host']} since {known['since']} "
             f"({known['command']})"

@@ -15,7 +15,7 @@ from typing import Literal
 from omegaconf import DictConfig
 
 from ctrl_rl.errors import CtrlError, RunError, RunInUseError, one_line
-from ctrl_rl.files import write_text
+from ctrl_rl.files import read_object, write_text
 from ctrl_rl.interrupts import Interrupted
 from ctrl_rl.marker import is_empty, is_marked, mark
 from ctrl_rl.runs.compose import stored
@@ -43,7 +43,7 @@ def state_of(folder: Path) -> State:
 def failure_of(folder: Path) -> str:
     """The one-line error of a failed cell."""
     try:
-        return str(json.loads((folder / "failure.json").read_text())["error"])
+        return str(read_object(folder / "failure.json")["error"])
     except (OSError, ValueError, KeyError):
         return "failure.json cannot be read"
 

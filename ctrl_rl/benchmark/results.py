@@ -1,7 +1,6 @@
 """Results of a grid's cells, read from their folders alone."""
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 from ctrl_rl.benchmark.cell import State, failure_of, state_of
 from ctrl_rl.benchmark.grid import Cell, Grid
-from ctrl_rl.runs.folder import Run
+from ctrl_rl.errors import RunError
+from ctrl_rl.runs.folder import Run, read_summary
 
 # Figures of a policy, as summary.json names them, in nats where they have a unit.
 FIGURES = (
@@ -46,8 +46,18 @@ class Result:
     error: str
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return list(Run(self.cell.folder).metrics())
+        """The lines of metrics.jsonl.
+
+        Raises:
+            RunError: it is damaged, or gone although the cell was trained.
+        """
+        lines = list(Run(self.cell.folder).metrics())
+        if self.summary.get("steps") and not lines:
+            raise RunError(
+                f"{self.cell.folder / 'metrics.jsonl'} has nothing; put it back, or remove the "
+                "folder, and the cell is trained anew"
+            )
+        return lines
 
 
 def read_results(grid: Grid) -> list[Result]:
@@ -56,7 +66,7 @@ def read_results(grid: Grid) -> list[Result]:
     for cell in grid.cells:
         state, summary, error = state_of(cell.folder), {}, ""
         if state == "finished":
-            summary = json.loads((cell.folder / "summary.json").read_text())
+            summary = read_summary(cell.folder)
         elif state == "failed":
             error = failure_of(cell.folder)
         results.append(Result(cell, state, summary, error))

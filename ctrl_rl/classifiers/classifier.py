@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ctrl_rl.assets import resolve
 from ctrl_rl.classifiers.networks import ARCHITECTURES
 from ctrl_rl.controls import check_label_names
 from ctrl_rl.errors import ConfigError, did_you_mean, one_line
-from ctrl_rl.files import write_tensors, write_text
+from ctrl_rl.files import (
+    first_not_finite,
+    read_object,
+    read_tensors,
+    write_tensors,
+    write_text,
+)
 
 WEIGHTS_FILE = "classifier.safetensors"
 DESCRIPTION_FILE = "classifier.json"
@@ -166,7 +170,7 @@ class Classifier(nn.Module):
                     f"no {name} in {folder.absolute()}: give a folder that Classifier.save wrote"
                 )
         try:
-            description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+            description = read_object(folder / DESCRIPTION_FILE)
             version = description["format_version"]
             if version != FORMAT_VERSION:
                 raise ConfigError(
@@ -176,7 +180,10 @@ class Classifier(nn.Module):
             if network is None:
                 network = _build_network(description["architecture"], description["arguments"])
             # Assigning keeps the saved dtype, and gives a network built on "meta" its storage.
-            network.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
+            weights = read_tensors(folder / WEIGHTS_FILE)
+            if first_not_finite(weights):
+                raise ValueError(f"{first_not_finite(weights)} is not finite")
+            network.load_state_dict(weights, assign=True)
             return cls(
                 network=network,
                 num_labels=description["num_labels"],
@@ -186,7 +193,10 @@ class Classifier(nn.Module):
                 shape=description.get("shape"),
                 metadata=description["metadata"],
             )
-        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except ConfigError as error:
+            named = str(folder) in str(error)
+            raise (error if named else ConfigError(f"{folder.absolute()}: {error}")) from error
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = one_line(error)
             raise ConfigError(
                 f"the classifier in {folder.absolute()} is corrupt or does not fit its network "

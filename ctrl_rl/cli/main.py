@@ -13,7 +13,7 @@ from typing import NoReturn
 from ctrl_rl import __version__
 from ctrl_rl.benchmark.grid import build_grid
 from ctrl_rl.cli.words import WORDS
-from ctrl_rl.errors import CtrlError, did_you_mean
+from ctrl_rl.errors import TOO_LARGE, CtrlError, did_you_mean, is_out_of_memory, one_line
 from ctrl_rl.interrupts import Interrupted, interrupt_on_terminate
 from ctrl_rl.runs.compose import check_folders, compose, config_folder, defaults, files, groups
 
@@ -84,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # while Python 3.11 made a class
             return _interrupted()
+        if is_out_of_memory(error):
+            print(f"ctrl-rl: {TOO_LARGE} ({one_line(error, 200)})", file=sys.stderr)
+            return 2
         if type(error).__module__.partition(".")[0] not in ("hydra", "omegaconf"):
             raise  # a bug, here or in a plug-in, deserves its traceback
         print(f"ctrl-rl: config: {str(error).splitlines()[0]}", file=sys.stderr)

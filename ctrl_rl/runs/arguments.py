@@ -5,8 +5,9 @@ keys, missing keys and values of another type are refused by their dotted name.
 """
 
 import inspect
+import math
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -86,7 +87,8 @@ def check_value(value: Any, hint: Any, where: str) -> None:
     """Raise `ConfigError` if the value of the key `where` is not of the annotated type."""
     if not _fits(value, hint):
         shown = "null" if value is None else value
-        raise ConfigError(f"{where}={shown} must be {_describe(hint)}")
+        more = "" if all(map(_is_ordinary, _numbers(value))) else ", finite and below 2^63"
+        raise ConfigError(f"{where}={shown} must be {_describe(hint)}{more}")
 
 
 def folder_of(value: Any, where: str) -> Path:
@@ -106,8 +108,10 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a plain yaml value fits; true for every annotation that yaml cannot express."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint in _SCALARS:
-        is_flag = isinstance(value, bool) and hint in (int, float)
-        return isinstance(value, _SCALARS[hint][1]) and not is_flag
+        if hint not in (int, float):
+            return isinstance(value, _SCALARS[hint][1])
+        is_number = isinstance(value, _SCALARS[hint][1]) and not isinstance(value, bool)
+        return is_number and _is_ordinary(value)
     if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in inner)
     if origin is Literal:
@@ -121,6 +125,22 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (list, tuple, Sequence):
         return isinstance(value, list | tuple) and all(_fits(entry, inner[0]) for entry in value)
     return True
+
+
+def _is_ordinary(number: float) -> bool:
+    """Whether a number is finite and, if it is whole, one that tensors can hold."""
+    return -(2**63) <= number < 2**63 if isinstance(number, int) else math.isfinite(number)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in a plain yaml value."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def _describe(hint: Any) -> str:

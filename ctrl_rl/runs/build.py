@@ -19,7 +19,14 @@ from ctrl_rl.controls import check_same_labels
 from ctrl_rl.data import OfflineDataset
 from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
-from ctrl_rl.errors import ConfigError, CtrlError, check_choice, did_you_mean, one_line
+from ctrl_rl.errors import (
+    ConfigError,
+    CtrlError,
+    check_choice,
+    did_you_mean,
+    is_out_of_memory,
+    one_line,
+)
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.evaluation.samplers import Sampler
 from ctrl_rl.learning.drawing import GenerationPlan
@@ -51,6 +58,8 @@ def _make(config: DictConfig, where: str, /, **arguments: Any) -> Any:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
+        if is_out_of_memory(cause):
+            raise cause from None
         if isinstance(cause, CtrlError):
             named = str(cause).startswith(f"{where}.")  # already names the setting
             raise (cause if named else type(cause)(f"{place}: {cause}")) from None
@@ -87,6 +96,7 @@ def _keys_of(config: Any, where: str) -> dict[str, Any]:
 
 def build_device(config: DictConfig) -> torch.device:
     """The device of a run, checked to exist."""
+    check_value(config.device, str, "device")
     try:
         device = torch.device(config.device)
         torch.zeros(1, device=device)
@@ -279,8 +289,15 @@ def build_dataset(config: DictConfig) -> OfflineDataset:
     return dataset
 
 
+def check_unused(config: DictConfig) -> None:
+    """Refuse settings of training and evaluation that no run could have, where none is made."""
+    build_trainer_config(config)
+    build_evaluation_plan(config)
+
+
 def build_generation_plan(config: DictConfig) -> GenerationPlan:
     """How many pictures to draw."""
+    check_unused(config)
     for name in ("n", "batch_size"):
         check_value(config[name], int, name)
     return GenerationPlan(n=config.n, batch_size=config.batch_size, seed=check_seed(config.seed))

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ctrl_rl.errors import RunError, one_line
-from ctrl_rl.files import PARTIAL, whole_folder, write_tensors, write_text
+from ctrl_rl.files import (
+    PARTIAL,
+    first_not_finite,
+    read_object,
+    read_tensors,
+    whole_folder,
+    write_tensors,
+    write_text,
+)
 from ctrl_rl.learning.checkpoint import Checkpoint
 
 _STATE = "state.json"
@@ -121,11 +129,8 @@ class Checkpoints:
 
     def _read(self, update: int, made_by: dict[str, Any]) -> Checkpoint:
         """Read a checkpoint; raises one of `_DAMAGE` if a file is not what was written."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         folder = self.path(update)
-        state = json.loads((folder / _STATE).read_text())
+        state = read_object(folder / _STATE)
         written = state.pop("state_sha256", None)
         if written is not None and written != _own_hash(state):
             raise ValueError(f"{_STATE} is not what was written")
@@ -143,18 +148,23 @@ class Checkpoints:
                 )
         tensors = {}
         for name in ("policy.safetensors", "training.safetensors"):
+            tensors[name] = read_tensors(folder / name)  # before it is hashed: it may have no end
             if _hash(folder / name) != state["sha256"][name]:
                 raise ValueError(f"{name} is not what was written")
-            try:
-                tensors[name] = load_file(folder / name)
-            except SafetensorError as error:
-                raise ValueError(f"{name}: {one_line(error)}") from error
+            weights = {key: each for key, each in tensors[name].items() if _is_weight(name, key)}
+            if first_not_finite(weights):
+                raise ValueError(f"{name}: {first_not_finite(weights)} is not finite")
         return Checkpoint(
             update=update,
             policy=tensors["policy.safetensors"],
             training=tensors["training.safetensors"],
             counters=state["counters"],
         )
+
+
+def _is_weight(file: str, name: str) -> bool:
+    """Whether a tensor is drawn from; replays hold NaN where nothing was asked for."""
+    return file == "policy.safetensors" or name.startswith("average.")
 
 
 def _hash(file: Path) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctrl_rl.assets import anchor_paths
 from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
+from ctrl_rl.runs.overrides import in_hydras_words, key_of, parse
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -92,26 +93,30 @@ def compose(name: str, overrides: Sequence[str], extra: Sequence[str] = ()) -> "
     import hydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
     from yaml import YAMLError  # type: ignore[import-untyped]
 
     check_folders(extra)
     _check_choices(name, overrides, extra)
+    _check_added(name, overrides, extra)
     search = ",".join(f"'file://{Path(folder).resolve()}'" for folder in extra)
     try:
         folder = str(config_folder())
         with _set_aside(), hydra.initialize_config_dir(folder, version_base="1.3"):
-            words = [f"hydra.searchpath=[{search}]", *overrides]
+            words = [f"hydra.searchpath=[{search}]", *in_hydras_words(overrides, defaults(name))]
             composed = hydra.compose(name, words, return_hydra_config=True)
         OmegaConf.set_struct(composed, False)
         picked = composed.pop("hydra").runtime.choices
-        composed.choices = {key: value for key, value in picked.items() if "/" not in key}
+        none = {group: None for group, choice in defaults(name).items() if choice == "null"}
+        composed.choices = none | {key: each for key, each in picked.items() if "/" not in key}
         OmegaConf.resolve(composed)
+    except InterpolationKeyError as error:
+        raise ConfigError(_no_source(error, composed)) from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         unknown = re.search(r"Could not override '([^']+)'", str(error))
         if unknown:
             key = unknown.group(1)
-            good = [other for other in overrides if _key(other) != key]
+            good = [other for other in overrides if key_of(other) != key]
             if len(good) == len(overrides):  # the word is in a file
                 raise ConfigError(one_line(error)) from error
             raise ConfigError(_unknown(key, compose(name, good, extra))) from error
@@ -160,7 +165,7 @@ def saved(file: Path, overrides: Sequence[str] = (), *, trust: Sequence[str] = (
 
     config = stored(file)
     for word in overrides:
-        parsed = _parse(word)
+        parsed = parse(word)
         try:
             OmegaConf.update(config, parsed.key_or_group, parsed.value())
         except OmegaConfBaseException as error:
@@ -218,32 +223,11 @@ def _check_plain(text: str) -> None:
             raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
 
 
-def _parse(word: str) -> Any:
-    """Parse one override by Hydra's grammar."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    if "=" not in word and not word.startswith("~"):
-        raise ConfigError(f"'{word}' is no override; write key=value, such as agent=ctrl")
-    try:
-        parsed = OverridesParser.create().parse_override(word)
-    except HydraException as error:
-        reason = one_line(error).partition(" See https")[0]
-        key = _key(word)
-        raise ConfigError(
-            f"cannot read {word} ({reason}); close every bracket and quote, and quote "
-            f"text with special characters: \"{key}='…'\""
-        ) from error
-    if parsed.is_sweep_override():
-        raise ConfigError(f"{word} has several values; give one, or a list in brackets: [a,b]")
-    return parsed
-
-
 def _check_choices(name: str, overrides: Sequence[str], extra: Sequence[str]) -> None:
     """Refuse unknown choices by name before Hydra does so in a paragraph."""
     known = defaults(name)
     for word in overrides:
-        parsed = _parse(word)
+        parsed = parse(word)
         group = parsed.key_or_group
         if group in known and not parsed.is_delete():
             chosen, accepted = parsed.value(), list(files(group, extra))
@@ -253,8 +237,37 @@ def _check_choices(name: str, overrides: Sequence[str], extra: Sequence[str]) ->
                 raise ConfigError(f"unknown {group} '{chosen}'; {did_you_mean(chosen, accepted)}")
 
 
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
+def _check_added(name: str, overrides: Sequence[str], extra: Sequence[str]) -> None:
+    """Refuse a key that is added beside the groups, where nothing reads it."""
+    added = [word for word in overrides if word.startswith("+")]
+    tops = {key_of(word).partition(".")[0] for word in added} - set(defaults(name))
+    if tops:
+        known = list(compose(name, [word for word in overrides if word not in added], extra))
+        for top in sorted(tops - set(known)):
+            raise ConfigError(f"unknown key '{top}'; {did_you_mean(top, known)}")
+
+
+def _no_source(error: Exception, config: "DictConfig") -> str:
+    """Message for a value that is taken from another key, which is not there."""
+    from omegaconf import OmegaConf
+
+    missing = str(error).split("'")[1]
+    takers = [key for key, text in _texts(OmegaConf.to_container(config)) if missing in text]
+    group = missing.partition(".")[0]
+    where = f" of {group}={config.choices[group]}" if group in config.choices else ""
+    return (
+        f"{takers[0] if takers else 'a value'} is taken from {missing}, which is no key{where}; "
+        "give it a value, or make another choice of either"
+    )
+
+
+def _texts(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values that take something from another key."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _texts(value, f"{prefix}{key}.")
+        elif "${" in str(value):
+            yield f"{prefix}{key}", str(value)
 
 
 def _unknown(key: str, config: "DictConfig") -> str:

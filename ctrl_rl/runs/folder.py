@@ -26,7 +26,7 @@ from typing import Any
 
 from ctrl_rl import marker
 from ctrl_rl.errors import ConfigError, RunError, did_you_mean, one_line
-from ctrl_rl.files import sync, write_text
+from ctrl_rl.files import read_json, read_rows, read_text, sync, write_text
 from ctrl_rl.learning.checkpoint import Checkpoint
 from ctrl_rl.runs.checkpoints import Checkpoints
 from ctrl_rl.runs.compose import stored
@@ -170,17 +170,22 @@ class Run:
             file.write(json.dumps(_strict(figures), allow_nan=False) + "\n")
 
     def metrics(self) -> Iterator[dict[str, float]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl, or `RunError` if it is damaged."""
         file = self._metrics_file
-        if file.is_file():
-            for line in file.read_text().splitlines():
-                yield json.loads(line)
+        if not os.path.lexists(file):
+            return
+        try:
+            yield from read_rows(file)
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{file} cannot be read ({one_line(error)}); put it back, or train the run anew"
+            ) from error
 
     def forget_after(self, update: int) -> None:
         """Drop what a run that is resumed at `update` does again, and partial files."""
         self._checkpoints.forget_after(update)
         file = self._metrics_file
-        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+        lines = read_text(file).splitlines(keepends=True) if file.is_file() else []
         if len(lines) < update:
             raise RunError(
                 f"{file} has {len(lines)} lines and the checkpoint is of update {update}; put the "
@@ -257,7 +262,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     file = folder / "summary.json"
     try:
-        read = json.loads(file.read_text())
+        read = read_json(file)
     except (OSError, ValueError) as error:
         raise RunError(
             f"{file} cannot be read ({one_line(error)}); ctrl-rl evaluate run={folder} writes it "

@@ -205,6 +205,7 @@ def evaluate_method(config: DictConfig, *, quiet: bool = False) -> Run:
     """
     run_plan = build.build_run_plan(config)
     Run.check_free(run_plan)
+    build.check_unused(config)
     with Run(run_plan.path).locked():
         build.set_up_process(config)
         plan, process = build.build_evaluation_plan(config), build.build_process(config)

@@ -1,12 +1,12 @@
 """What a pipeline's folder, or its page on the hub, says of the pipeline and its scheduler."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ctrl_rl.assets import resolve, unreachable
 from ctrl_rl.errors import ConfigError, one_line
+from ctrl_rl.files import read_json
 from ctrl_rl.kernels.accepted import shown
 from ctrl_rl.kernels.settings import CLASS, changed, scheduler_settings
 
@@ -86,13 +86,13 @@ def read_object(folder: Path, name: str, path: str) -> dict[str, Any]:
         ConfigError: names the file, which is missing or holds something else.
     """
     try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        content = read_json(folder / name)
     except FileNotFoundError as error:
         raise ConfigError(
             f"prior.path={path} has no {name}; give a diffusers pipeline's folder, such as "
             "`ctrl-rl pretrain` or a pipeline's save_pretrained writes"
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = one_line(error, 200)
         raise ConfigError(f"prior.path={path}: {name} is no json ({reason})") from error
     if not isinstance(content, dict):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ctrl_rl.assets import only_pickles, pickles, resolve
 from ctrl_rl.errors import ConfigError, one_line
+from ctrl_rl.files import first_not_finite
 from ctrl_rl.kernels.settings import scheduler_settings
 from ctrl_rl.priors.diffusers.folder import INDEX, SCHEDULER, read_object, scheduler_config
 from ctrl_rl.priors.prior import NetworkDenoiser, Prior
@@ -77,6 +78,12 @@ def diffusers_unet_prior(*, path: str, scheduler: Mapping[str, Any] | None = Non
     except Exception as error:  # diffusers and safetensors raise many kinds for a broken file
         reason = one_line(error, 200)
         raise ConfigError(f"prior.path={path} cannot be read as a UNet2DModel: {reason}") from error
+    broken = first_not_finite(unet.state_dict())
+    if broken:
+        raise ConfigError(
+            f"prior.path={path}: {_WEIGHTS}: {broken} has values that are no finite numbers; give "
+            "a whole one"
+        )
     absent = sorted([*loading["missing_keys"], *map(str, loading["mismatched_keys"])])
     if absent:
         raise ConfigError(
