@@ -19,6 +19,7 @@ help:
 	@echo "make science  every agent against exact answers, into docs/exact.md, and slow tests (half an hour)"
 	@echo "make file_sizes  PPO on JPEG sizes of a small Stable Diffusion, three seeds (half an hour)"
 	@echo "make kills    kill every command a hundred times; results must not change (15 minutes)"
+	@echo "make integrations  other libraries' PPO, three seeds each, into docs/integrations.md (15 minutes)"
 	@echo "make weights  make the shipped prior and classifiers again"
 
 setup: $(INSTALLED)
@@ -117,13 +118,16 @@ bitwise: $(INSTALLED)
 science: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto -k "optimum_is_reached or floor_is_reached or mixture2d_gap" \
 		--exact-report docs/exact.md tests/agents/test_exact.py
-	$(BIN)/python -m pytest -q -m science tests/learning
+	$(BIN)/python -m pytest -q -m science tests/learning tests/integrations
 
 kills: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kills.py 100
 
 file_sizes: $(INSTALLED)
 	$(BIN)/python docs/file_sizes.py docs/pipelines.md
+
+integrations: $(INSTALLED)
+	$(BIN)/python docs/integrations/results.py docs/integrations.md
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -9,16 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ctrl_rl.export.pipeline import ControlledPipeline as ControlledPipeline
+    from ctrl_rl.integrations.evaluation import evaluate_policy as evaluate_policy
     from ctrl_rl.runs.api import train as train
     from ctrl_rl.runs.loaded import LoadedRun as LoadedRun
     from ctrl_rl.runs.loaded import load_run as load_run
     from ctrl_rl.runs.loaded import make_env as make_env
 
 __version__ = "0.1.0"
-__all__ = ["ControlledPipeline", "LoadedRun", "__version__", "load_run", "make_env", "train"]
+__all__ = [
+    "ControlledPipeline",
+    "LoadedRun",
+    "__version__",
+    "evaluate_policy",
+    "load_run",
+    "make_env",
+    "train",
+]
 _HOMES = {
     "ControlledPipeline": "ctrl_rl.export.pipeline",
     "LoadedRun": "ctrl_rl.runs.loaded",
+    "evaluate_policy": "ctrl_rl.integrations.evaluation",
     "load_run": "ctrl_rl.runs.loaded",
     "make_env": "ctrl_rl.runs.loaded",
     "train": "ctrl_rl.runs.api",

@@ -94,7 +94,7 @@ class ControlEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._dynamics = ControlDynamics(
             process, num_envs=1, control_scale=control_scale, render_mode=render_mode
         )
-        self.process = process
+        self.process, self.control_scale = process, self._dynamics.control_scale
         self.observation_space = self._dynamics.observation_space
         self.action_space = self._dynamics.action_space
         self.render_mode = render_mode
@@ -168,7 +168,7 @@ class ControlVectorEnv(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]
         )
         if not isinstance(autoreset_mode, AutoresetMode):
             check_choice("autoreset_mode", autoreset_mode, [mode.value for mode in AutoresetMode])
-        self.process = process
+        self.process, self.control_scale = process, self._dynamics.control_scale
         self.num_envs = num_envs
         self.single_observation_space = self._dynamics.observation_space
         self.single_action_space = self._dynamics.action_space

@@ -104,14 +104,7 @@ class ControlDynamics:
         if k is None or k == last:
             state = "no episode has begun" if k is None else f"the episode ended at step {last}"
             raise ConfigError(f"{state}; call reset() to start one, then step()")
-        drift = self.control_scale * torch.as_tensor(action, device=self.x.device)
-        kl = drift.flatten(1).square().sum(1) / 2
-        if not kl.isfinite().all():
-            place = int((~kl.isfinite()).nonzero()[0])
-            raise ConfigError(
-                f"the action of episode {place} reaches {np.abs(action[place]).max():g}; actions "
-                "must be finite, and their KL too"
-            )
+        drift, kl = drift_of(action, self.control_scale, self.x.device)
         scale = self.process.kernel.scale[k].expand(self.num_envs)
         loc = self.prior_loc + gaussian.expand_to(scale, drift) * drift
         self.x = gaussian.draw(loc, scale, self.generator)
@@ -128,9 +121,9 @@ class ControlDynamics:
 
     def observation(self) -> Observation:
         """Copies: editing an observation does not edit the state."""
-        step = np.full(self.num_envs, self.step_index, dtype=np.int64)
-        values = {f"control_{name}": copied(value) for name, value in self.control.items()}
-        return {"x": copied(self.x), "step": step, **values}
+        assert self.step_index is not None  # only asked for in an episode
+        step = torch.full((self.num_envs,), self.step_index)
+        return observation_of(self.x, step, self.control)
 
     def frames(self) -> tuple[Frame, ...] | None:
         """B frames [H, W, 3] uint8, or, with a warning, None if the env has no render mode.
@@ -171,6 +164,34 @@ def checked_action(action: Any, shape: tuple[int, ...] | None) -> NDArray[np.flo
         raise ConfigError(f"the action is of type {array.dtype}; give float32, or real numbers")
     with np.errstate(over="ignore"):  # what becomes infinite is refused with its KL
         return array.astype(np.float32)
+
+
+def drift_of(
+    action: NDArray[np.float32], control_scale: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What an action [B, *S] does, see `checked_action`.
+
+    Returns:
+        Drift [B, *S] in standard deviations of the step, and its KL [B] in nats.
+
+    Raises:
+        ConfigError: the KL is not finite.
+    """
+    drift = control_scale * torch.as_tensor(action, device=device)
+    kl = drift.flatten(1).square().sum(1) / 2
+    if not kl.isfinite().all():
+        place = int((~kl.isfinite()).nonzero()[0])
+        raise ConfigError(
+            f"the action of episode {place} reaches {np.abs(action[place]).max():g}; actions "
+            "must be finite, and their KL too"
+        )
+    return drift, kl
+
+
+def observation_of(x: Tensor, step: Tensor, control: Mapping[str, Tensor]) -> Observation:
+    """What an agent sees of latents [B, *S], steps [B] and values [B] by control, in copies."""
+    values = {f"control_{name}": copied(value) for name, value in control.items()}
+    return {"x": copied(x), "step": copied(step), **values}
 
 
 def checked_options(

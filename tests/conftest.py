@@ -123,3 +123,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         "image_reward": judges.image_reward,
     }
     return cache(lambda name: makers[name](folder / name))
+
+
+@pytest.fixture(scope="session")
+def lora_bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Small pipelines by kind, on which LoRAs are trained."""
+    import pipelines
+
+    folder = tmp_path_factory.mktemp("bases")
+    return cache(lambda kind: pipelines.MAKERS[kind](folder / kind))

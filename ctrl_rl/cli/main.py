@@ -20,6 +20,7 @@ from ctrl_rl.runs.compose import check_folders, compose, config_folder, defaults
 _COMMANDS = {
     "train": "train an agent in a task, then evaluate it",
     "evaluate": "measure a run again, or what needs no training",
+    "certify": "measure a policy that was trained elsewhere, a LoRA of a diffusers pipeline",
     "sample": "draw from a run",
     "export": "write a run as a LoRA and a pipeline for diffusers",
     "dataset": "draw pictures of a prior and label them, for a classifier",
@@ -30,7 +31,9 @@ _COMMANDS = {
 }
 _ALSO = {"train": ["resume"]}  # what else a command does, with words of its own
 _HEADINGS = {"resume": "to resume a run", "evaluate": "to measure a run again"}
-_OF_CONFIG = {"evaluate": "evaluate_method"}  # what a command does with a composed config
+# What a command does with a composed config.
+_OF_CONFIG = {"evaluate": "evaluate_method", "certify": "evaluate_method"}
+_UNUSED = {"certify": ("agent", "guidance", "method", "policy")}  # groups of its config
 _EXAMPLES = {
     "train": """\
   ctrl-rl train env=gaussian seed=3 trainer.updates=100
@@ -42,6 +45,11 @@ _EXAMPLES = {
   ctrl-rl evaluate run=runs/demo checkpoint=50 evaluation.policy_samples=1024
   ctrl-rl evaluate method=rejection env=faces
   ctrl-rl evaluate method=reconstruction_guidance method.strength=2 env=faces""",
+    "certify": """\
+  ctrl-rl certify policy=my_lora env=sd_compressibility reward=jpeg device=cuda
+  ctrl-rl certify policy=my_lora/pytorch_lora_weights.safetensors prior.path=my/base env=…
+policy= is a file of safetensors, or the folder that diffusers' save_lora_weights
+wrote; the prior is its base model. It is evaluate method=lora method.path=….""",
     "sample": """\
   ctrl-rl sample run=runs/demo control=3 n=64 seed=1
   ctrl-rl sample run=runs/demo control=3 "strengths=[0,0.5,1,1.5,2]"
@@ -115,6 +123,8 @@ def _dispatch(given: list[str]) -> int:
         return _list(words, extra)
     if command == "train" and any(word.startswith(("resume=", "checkpoint=")) for word in words):
         command = "resume"
+    if command == "certify":
+        words = _with_method(words)
     if command == "evaluate" and not any(word.startswith("method=") for word in words):
         command = "evaluate_run"
     _search_working_directory(command in _main_configs())
@@ -127,6 +137,14 @@ def _dispatch(given: list[str]) -> int:
     from ctrl_rl.cli import commands
 
     return int(getattr(commands, command)(words))
+
+
+def _with_method(words: Sequence[str]) -> list[str]:
+    """The words of `certify` as those of a config, in which a policy is another thing."""
+    if not any(word.startswith(("policy=", "method.path=")) for word in words):
+        raise CtrlError("which policy? for example: ctrl-rl certify policy=my_lora env=…")
+    quoted = {word: word.removeprefix("policy=").replace("'", r"\'") for word in words}
+    return [f"method.path='{quoted[w]}'" if w.startswith("policy=") else w for w in words]
 
 
 def _search_working_directory(wanted: bool) -> None:
@@ -158,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in _COMMANDS.items():
         known = defaults(name) if name in _main_configs() else {}
+        known = {group: one for group, one in known.items() if group not in _UNUSED.get(name, ())}
         command = commands.add_parser(
             name,
             help=text,

@@ -7,5 +7,6 @@ A method is a function or class that takes the process and its own settings and 
 from ctrl_rl.methods.pretrained import prior
 from ctrl_rl.methods.reconstruction import ReconstructionGuidance, reconstruction_guidance
 from ctrl_rl.methods.rejection import Rejection
+from ctrl_rl.methods.stock_lora import lora
 
-__all__ = ["ReconstructionGuidance", "Rejection", "prior", "reconstruction_guidance"]
+__all__ = ["ReconstructionGuidance", "Rejection", "lora", "prior", "reconstruction_guidance"]

@@ -1,7 +1,7 @@
 """Low-rank adapters on the prior's own network: no second copy, for networks of any size."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,7 +61,43 @@ class LowRankPolicy(EmbeddedPolicy):
         )
 
 
-class AdaptedDenoiser(Denoiser):
+class SwitchedDenoiser(Denoiser):
+    """A denoiser whose low-rank adapters are on only while it runs; the network is the prior's.
+
+    Args:
+        denoiser: the prior's.
+        name: of the adapters, which are in its network.
+        layers: peft's layers that have them.
+    """
+
+    def __init__(self, denoiser: Denoiser, name: str, layers: Iterable[Any]) -> None:
+        super().__init__()
+        self.execution = denoiser.execution
+        self._denoiser = [denoiser]  # in a list: the prior is no part of this module
+        self.name, self._layers = name, list(layers)
+        self._switch(on=False)
+
+    def denoise(
+        self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor | None
+    ) -> Tensor:
+        """Run the prior's network with the adapters on."""
+        self._switch(on=True)
+        try:
+            return self._denoiser[0].denoise(x, timestep, embedding, prompt)
+        finally:
+            self._switch(on=False)
+
+    def _switch(self, *, on: bool) -> None:
+        """Turn on these adapters and no others, or turn all off.
+
+        It sets peft's fields: peft's methods would also freeze the adapters, and those of other
+        policies.
+        """
+        for layer in self._layers:
+            layer._active_adapter, layer._disable_adapters = [self.name], not on
+
+
+class AdaptedDenoiser(SwitchedDenoiser):
     """A denoiser with low-rank adapters that are on only while it runs.
 
     Its parameters and its state are those of the adapters, in float32; the network stays the
@@ -80,16 +116,12 @@ class AdaptedDenoiser(Denoiser):
     def __init__(
         self, denoiser: Denoiser, *, rank: int, alpha: int, targets: Sequence[str]
     ) -> None:
-        super().__init__()
-        self.execution = denoiser.execution
-        self._denoiser = [denoiser]  # in a list: the prior is no part of this module
-        self._settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "targets": tuple(targets)}
         before = {p for p in denoiser.parameters() if p.requires_grad}
-        self.name, layers = _inject(denoiser, rank=rank, alpha=alpha, targets=targets)
+        name, layers = _inject(denoiser, rank=rank, alpha=alpha, targets=targets)
         for parameter in before:  # peft has frozen the adapters of other policies
             parameter.requires_grad_(True)
-        self._layers = list(layers.values())
-        self._switch(on=False)
+        super().__init__(denoiser, name, layers.values())
+        self._settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "targets": tuple(targets)}
         self.adapters = nn.ModuleDict(
             {
                 path.replace(".", "/"): nn.ModuleDict(
@@ -106,16 +138,6 @@ class AdaptedDenoiser(Denoiser):
         memo[id(self)] = copy
         return copy
 
-    def denoise(
-        self, x: Tensor, timestep: Tensor, embedding: Tensor | None, prompt: Tensor | None
-    ) -> Tensor:
-        """Run the prior's network with the adapters on."""
-        self._switch(on=True)
-        try:
-            return self._denoiser[0].denoise(x, timestep, embedding, prompt)
-        finally:
-            self._switch(on=False)
-
     def adapter_weights(self) -> dict[str, Tensor]:
         """The adapters by peft's names, with alpha / rank multiplied into B."""
         weights: dict[str, Tensor] = {}
@@ -127,33 +149,37 @@ class AdaptedDenoiser(Denoiser):
             )
         return weights
 
-    def _switch(self, *, on: bool) -> None:
-        """Turn on these adapters and no others, or turn all off.
 
-        It sets peft's fields: peft's methods would also freeze the adapters, and those of other
-        policies.
-        """
-        for layer in self._layers:
-            layer._active_adapter, layer._disable_adapters = [self.name], not on
+def adapted_layers(network: nn.Module, name: str | None = None) -> dict[str, Any]:
+    """Layers with adapters by path: all of a network, or those with the adapters of a name."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = {k: m for k, m in network.named_modules() if isinstance(m, LoraLayer)}
+    return {k: m for k, m in layers.items() if name is None or name in m.lora_A}
+
+
+def new_name(network: nn.Module, user: str) -> str:
+    """A name that no adapters of a network have.
+
+    Raises:
+        ConfigError: peft, which `user` needs, is not installed.
+    """
+    try:
+        layers = adapted_layers(network)
+    except ImportError as error:
+        raise ConfigError(
+            f'{user} needs a package that is not here: pip install "ctrl-rl[pipelines]"'
+        ) from error
+    return f"policy{len({name for layer in layers.values() for name in layer.lora_A})}"
 
 
 def _inject(
     denoiser: Denoiser, *, rank: int, alpha: int, targets: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
     """Put adapters into a network; returns their name, and the layers by path."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.lora import LoraLayer
-    except ImportError as error:
-        raise ConfigError(
-            'policy=low_rank needs a package that is not here: pip install "ctrl-rl[pipelines]"'
-        ) from error
+    name = new_name(denoiser, "policy=low_rank")
+    from peft import LoraConfig, inject_adapter_in_model
 
-    def adapted() -> dict[str, Any]:
-        return {k: m for k, m in denoiser.named_modules() if isinstance(m, LoraLayer)}
-
-    taken = {name for layer in adapted().values() for name in layer.lora_A}
-    name = f"policy{len(taken)}"
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
     try:
         with warnings.catch_warnings():
@@ -166,7 +192,7 @@ def _inject(
             f"policy.targets={list(targets)}: the prior's network has no such layer; its linear "
             f"and convolutional layers end in {', '.join(sorted(ends)) or '(there are none)'}"
         ) from error
-    layers = {path: layer for path, layer in adapted().items() if name in layer.lora_A}
+    layers = adapted_layers(denoiser, name)
     for layer in layers.values():  # peft casts to the network's type, in which AdamW's steps vanish
         layer.lora_A[name].float()
         layer.lora_B[name].float()

@@ -2,7 +2,8 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,6 +94,19 @@ class GuidedNetwork(nn.Module, ABC):
     def stock_name(self, name: str) -> str:
         """A parameter's name in the stock network."""
         return name
+
+    @contextmanager
+    def stock(self) -> Iterator[Any]:
+        """For a while, the network as diffusers has it, with nothing around its modules."""
+        yield getattr(self, self.part)
+
+    @abstractmethod
+    def read_lora(self, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
+        """A LoRA's weights by diffusers' names, as the stock pipeline reads a file.
+
+        Returns:
+            The weights, and alphas by name if they are among them, or None.
+        """
 
     @abstractmethod
     def predict(

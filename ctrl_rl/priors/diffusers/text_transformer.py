@@ -1,5 +1,7 @@
 """Text-conditional flow-matching transformers of diffusers (Stable Diffusion 3, Flux) as priors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -79,6 +81,22 @@ class TextTransformer(GuidedNetwork):
         """Without the wrapper around one of the network's modules."""
         return name.replace("time_text_embed.stock.", "time_text_embed.")
 
+    @contextmanager
+    def stock(self) -> Iterator[Any]:
+        """For a while, without the module that adds the control."""
+        controlled = self.transformer.time_text_embed
+        self.transformer.time_text_embed = controlled.stock
+        try:
+            yield self.transformer
+        finally:
+            self.transformer.time_text_embed = controlled
+
+    def read_lora(self, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
+        """Those of Stable Diffusion 3."""
+        from diffusers.loaders.lora_pipeline import SD3LoraLoaderMixin as Loader
+
+        return Loader.lora_state_dict(weights), None
+
     def predict(
         self, x: Tensor, timestep: Tensor, embedding: Tensor, text: Tensor, added: dict[str, Tensor]
     ) -> Tensor:
@@ -132,6 +150,13 @@ class PackedTransformer(TextTransformer):
         if self.guidance_scale == 1:
             return {}
         return {"true_cfg_scale": self.guidance_scale, "negative_prompt": ""}
+
+    def read_lora(self, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
+        """Those of Flux, of several origins."""
+        from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin as Loader
+
+        read: tuple[dict[str, Tensor], Any] = Loader.lora_state_dict(weights, return_alphas=True)
+        return read
 
     def run(
         self, x: Tensor, timestep: Tensor, text: Tensor, modulation: Tensor, **more: Any

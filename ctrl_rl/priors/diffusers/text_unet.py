@@ -45,6 +45,15 @@ class TextUNet(GuidedNetwork):
         """Width of the time embedding."""
         return int(self.unet.time_embedding.linear_2.out_features)
 
+    def read_lora(self, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
+        """Those of Stable Diffusion and SDXL, kohya's included."""
+        from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin as Loader
+
+        read: tuple[dict[str, Tensor], Any] = Loader.lora_state_dict(
+            weights, unet_config=self.unet.config
+        )
+        return read
+
     def predict(
         self, x: Tensor, timestep: Tensor, embedding: Tensor, text: Tensor, added: dict[str, Tensor]
     ) -> Tensor:
