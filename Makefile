@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo digits results faces numbers faces_results benchmark compare test lint types pytest bitwise science file_sizes kills weights clean
+.PHONY: help setup demo digits results faces numbers faces_results benchmark compare test lint types pytest bitwise science file_sizes kills fuzz weights clean
 
 help:
 	@echo "make demo     set up, give faces glasses and hats, certify the result (about 4 minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make file_sizes  PPO on JPEG sizes of a small Stable Diffusion, three seeds (half an hour)"
 	@echo "make kills    kill every command a hundred times; results must not change (15 minutes)"
 	@echo "make integrations  other libraries' PPO, three seeds each, into docs/integrations.md (15 minutes)"
+	@echo "make fuzz     500 random commands and 200 hostile files; each is had or refused (20 minutes)"
 	@echo "make weights  make the shipped prior and classifiers again"
 
 setup: $(INSTALLED)
@@ -122,6 +123,10 @@ science: $(INSTALLED)
 
 kills: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kills.py 100
+
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_overrides.py 500
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz_files.py 200
 
 file_sizes: $(INSTALLED)
 	$(BIN)/python docs/file_sizes.py docs/pipelines.md

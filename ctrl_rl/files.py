@@ -117,6 +117,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file.name}: {error}") from error
+    except MemoryError as error:
+        raise OSError(f"{file} does not fit into memory") from error
     return tensors
 
 

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before it is imported: nothing is fetched
@@ -62,6 +63,7 @@ class Called:
         return None
 
 
+@cache
 def warm_up() -> None:
     """Import everything before the first fork, by training a little."""
     torch.set_num_threads(1)

@@ -51,6 +51,7 @@ _ODD = [
 ]
 _NUMBERS = ["0", "1", "-1", "2", "0.5", "-0.5", "1e-30", "1e30", "-1e30", "0.999999", "3", "7"]
 _HUGE = ["1000000000000", "9223372036854775807", "9223372036854775808", f"1{'0' * 40}"]
+_STYLES = ("near", "near", "one odd", "odd")
 _SAYS = ("must", "use ", "add ", "give ", "accepted", "did you mean", "lower", "set ", "choose")
 
 
@@ -87,7 +88,9 @@ class Generator:
     def _drawn(self, name: str, base: list[str]) -> list[str]:
         chosen = tuple(word for word in base if _group(word) in _CHOOSING)
         known, drawn = dict(_known(name, chosen)), []
-        for _ in range(self._random.randint(1, 5)):
+        number, style = self._random.randint(1, 5), self._random.choice(_STYLES)
+        for place in range(number):
+            is_odd = style == "odd" or (style == "one odd" and place == number - 1)
             if self._random.random() < 0.25 and name in ("train", "evaluate"):
                 group = self._random.choice(_GROUPS)
                 yamls = files(group)
@@ -97,39 +100,42 @@ class Generator:
                 if choice in yamls:
                     known |= dict(_leaves(_plain(yamls[choice]), f"{group}."))
             else:
-                drawn.append(self._setting(known))
+                drawn.append(self._setting(known, is_odd))
         return drawn
 
-    def _setting(self, known: dict[str, Any]) -> str:
+    def _setting(self, known: dict[str, Any], is_odd: bool) -> str:
         key, value = self._random.choice(list(known.items()))
-        if self._random.random() < 0.06:
+        if not is_odd:
+            return f"{key}={self._near(value)}"
+        pick = self._random.random()
+        if pick < 0.1:
             return self._misspelt(key)
-        if self._random.random() < 0.03:
-            return f"~{key}"
-        return f"{key}={self._value(key, value)}"
+        return f"~{key}" if pick < 0.15 else f"{key}={self._odd(key)}"
 
     def _misspelt(self, key: str) -> str:
         place = self._random.randrange(len(key))
         changed = key[:place] + self._random.choice(["", "x", key[place] * 2]) + key[place + 1 :]
         return f"{self._random.choice(['', '+'])}{changed}{_MISSPELT}"
 
-    def _value(self, key: str, value: Any) -> str:
-        last = key.rpartition(".")[2]
-        pick = self._random.random()
-        if pick < 0.18:
-            return self._random.choice(_ODD)
-        if pick < 0.28 and last not in _WORK:
-            return self._random.choice([*_HUGE, *(f"-{each}" for each in _HUGE)])
+    def _odd(self, key: str) -> str:
+        huge = [] if key.rpartition(".")[2] in _WORK else [*_HUGE, *(f"-{each}" for each in _HUGE)]
+        return self._random.choice(self._random.choice([_ODD, _NUMBERS, huge or _ODD]))
+
+    def _near(self, value: Any) -> str:
+        """A value that may well be accepted in place of another one."""
         if isinstance(value, bool):
             return self._random.choice(["true", "false"])
+        if isinstance(value, int):
+            return str(
+                self._random.choice([1, 2, 3, 4, 5, 8, max(value - 1, 0), min(value, 8) + 1])
+            )
+        if isinstance(value, float):
+            return str(value * self._random.choice([0.0, 0.5, 0.7, 0.9, 1.1, 1.5, 2.0]))
+        if isinstance(value, list) and value:
+            return self._random.choice([str(value[::-1]), str(value[:-1]), "[0.5,0.9]", "[0,1]"])
         if isinstance(value, str):
             return self._random.choice(["constant", "linear", "cosine", "soft", "uniform", value])
-        if isinstance(value, list):
-            return self._random.choice(["[0.5,0.9]", "[0,1]", "[1,2,3]", "[nan,1]", "[-1,2]"])
-        if isinstance(value, float):
-            near = [str(value * factor) for factor in (0.5, 0.7, 0.9, 1.0, 1.1, 1.5, 2.0)]
-            return self._random.choice([*near, *near, *_NUMBERS])
-        return self._random.choice(["0", "1", "2", "3", "4", "5", "6", "8", "16", "-1", "0.5"])
+        return self._random.choice(["null", "1", "2", "0.5", "uniform", "true"])
 
 
 @cache

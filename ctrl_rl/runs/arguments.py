@@ -85,10 +85,15 @@ def check_arguments(
 
 def check_value(value: Any, hint: Any, where: str) -> None:
     """Raise `ConfigError` if the value of the key `where` is not of the annotated type."""
-    if not _fits(value, hint):
+    if get_origin(hint) in (dict, Mapping) and isinstance(value, Mapping):
+        for name, entry in value.items():
+            check_value(entry, get_args(hint)[1], f"{where}.{name}")
+    elif not _fits(value, hint):
         shown = "null" if value is None else value
-        more = "" if all(map(_is_ordinary, _numbers(value))) else ", finite and below 2^63"
-        raise ConfigError(f"{where}={shown} must be {_describe(hint)}{more}")
+        wanted = _describe(hint)
+        odd = "number" in wanted and not all(map(_is_ordinary, _numbers(value)))
+        more = ", finite and below 2^63" if odd else ""
+        raise ConfigError(f"{where}={shown} must be {wanted}{more}")
 
 
 def folder_of(value: Any, where: str) -> Path:

@@ -1,15 +1,12 @@
-"""From config to objects: the only module that instantiates configs."""
+"""From config to objects: a function for every part of a run."""
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ctrl_rl.agents.agent import Agent
@@ -21,11 +18,8 @@ from ctrl_rl.envs.chain import DenoisingProcess
 from ctrl_rl.envs.latent import LatentEnv
 from ctrl_rl.errors import (
     ConfigError,
-    CtrlError,
     check_choice,
     did_you_mean,
-    is_out_of_memory,
-    one_line,
 )
 from ctrl_rl.evaluation.evaluate import EvaluationPlan
 from ctrl_rl.evaluation.samplers import Sampler
@@ -34,36 +28,10 @@ from ctrl_rl.learning.learner import TrainerConfig
 from ctrl_rl.learning.pretrain import PretrainPlan
 from ctrl_rl.policies import DenoisingPolicy
 from ctrl_rl.rewards.classifier import LabelModel
-from ctrl_rl.runs import parts
-from ctrl_rl.runs.arguments import check_arguments, check_node, check_value, folder_of
+from ctrl_rl.runs import nodes, parts
+from ctrl_rl.runs.arguments import check_value, folder_of
 from ctrl_rl.runs.folder import RunPlan
 from ctrl_rl.runs.parts import NONE, Makers
-
-Config = TypeVar("Config")
-
-
-def _make(config: DictConfig, where: str, /, **arguments: Any) -> Any:
-    """Instantiate the node at the dotted name `where`, with arguments that no config can hold.
-
-    Raises:
-        ConfigError: the node does not fit its target; errors of the project pass unchanged.
-    """
-    check_node(OmegaConf.to_container(config, resolve=True), where, arguments)
-    try:
-        built = instantiate(config, _convert_="all")
-        return built(**arguments) if arguments else built
-    except (InstantiationException, TypeError, ValueError, ImportError) as error:
-        nested = re.search(r"full_key: (\S+)\s*$", str(error))  # hydra's word for the node
-        place = nested[1] if nested else where
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        if is_out_of_memory(cause):
-            raise cause from None
-        if isinstance(cause, CtrlError):
-            named = str(cause).startswith(f"{where}.")  # already names the setting
-            raise (cause if named else type(cause)(f"{place}: {cause}")) from None
-        raise ConfigError(f"{place} cannot be built: {one_line(cause)}") from error
 
 
 def _part(config: DictConfig, name: str, given: Makers, /, **added: Any) -> Any:
@@ -73,25 +41,9 @@ def _part(config: DictConfig, name: str, given: Makers, /, **added: Any) -> Any:
     else:
         parts.check_given(config, name, given)
         is_partial = config[name].get("_partial_", False)
-        part = _make(config[name], name, **(added if is_partial else {}))
+        part = nodes.make(config[name], name, **(added if is_partial else {}))
     parts.check_kind(name, part)
     return part
-
-
-def _settings(kind: type[Config], config: Any, where: str) -> Config:
-    """A settings dataclass from a config node."""
-    values = _keys_of(config, where)
-    check_arguments(kind, values, where)
-    return kind(**values)
-
-
-def _keys_of(config: Any, where: str) -> dict[str, Any]:
-    """The plain entries of the node at `where`."""
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{where}={config} must be keys and values; set {where}.KEY=… instead")
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
 
 
 def build_device(config: DictConfig) -> torch.device:
@@ -200,7 +152,7 @@ def _guided(
     if config.get("guidance") is None:  # older runs do not have it
         return policy
     value = process.value_of_clean if process.reward_model.differentiable else None
-    guided: DenoisingPolicy = _make(config.guidance, "guidance", policy=policy, value=value)
+    guided: DenoisingPolicy = nodes.make(config.guidance, "guidance", policy=policy, value=value)
     return guided
 
 
@@ -239,18 +191,18 @@ def build_agent(config: DictConfig, process: DenoisingProcess, given: Makers = N
 
 def build_method(config: DictConfig, process: DenoisingProcess) -> Sampler:
     """The sampler of a method without training."""
-    method: Sampler = _make(config.method, "method", process=process)
+    method: Sampler = nodes.make(config.method, "method", process=process)
     return method
 
 
 def build_run_plan(config: DictConfig) -> RunPlan:
     """Where the run goes."""
-    return _settings(RunPlan, config.run, "run")
+    return nodes.settings(RunPlan, config.run, "run")
 
 
 def build_trainer_config(config: DictConfig) -> TrainerConfig:
     """Settings of the training loop."""
-    return _settings(TrainerConfig, config.trainer, "trainer")
+    return nodes.settings(TrainerConfig, config.trainer, "trainer")
 
 
 def build_evaluation_plan(config: DictConfig) -> EvaluationPlan:
@@ -258,17 +210,17 @@ def build_evaluation_plan(config: DictConfig) -> EvaluationPlan:
     node = OmegaConf.masked_copy(
         config.evaluation, [k for k in config.evaluation if k != "heldout"]
     )
-    return _settings(EvaluationPlan, node, "evaluation")
+    return nodes.settings(EvaluationPlan, node, "evaluation")
 
 
 def build_heldout(config: DictConfig, process: DenoisingProcess) -> Mapping[str, LabelModel]:
     """Classifiers by control that only judge; empty if a task has none."""
     heldout: dict[str, LabelModel] = {}
-    for name in _keys_of(config.evaluation.heldout, "evaluation.heldout"):
+    for name in nodes.keys_of(config.evaluation.heldout, "evaluation.heldout"):
         if name not in process.controls:
             hint = did_you_mean(str(name), process.controls)
             raise ConfigError(f"evaluation.heldout names the unknown control '{name}'; {hint}")
-        model = _make(config.evaluation.heldout[name], f"evaluation.heldout.{name}")
+        model = nodes.make(config.evaluation.heldout[name], f"evaluation.heldout.{name}")
         check_same_labels(
             f"evaluation.heldout.{name}",
             getattr(model, "label_names", ()) or getattr(model, "num_labels", None),
@@ -280,12 +232,12 @@ def build_heldout(config: DictConfig, process: DenoisingProcess) -> Mapping[str,
 
 def build_logger(config: DictConfig) -> Any:
     """What opens the logger of a run's folder, see `ctrl_rl.runs.loggers`."""
-    return _make(config.logger, "logger")
+    return nodes.make(config.logger, "logger")
 
 
 def build_dataset(config: DictConfig) -> OfflineDataset:
     """The offline dataset."""
-    dataset: OfflineDataset = _make(config.dataset, "dataset")
+    dataset: OfflineDataset = nodes.make(config.dataset, "dataset")
     return dataset
 
 
@@ -305,11 +257,13 @@ def build_generation_plan(config: DictConfig) -> GenerationPlan:
 
 def build_pretrain_plan(config: DictConfig) -> PretrainPlan:
     """Settings of pretraining."""
-    return _settings(PretrainPlan, config.recipe, "recipe")
+    return nodes.settings(PretrainPlan, config.recipe, "recipe")
 
 
 def fit_classifier(config: DictConfig, dataset: OfflineDataset) -> CalibrationReport:
     """Fit, calibrate and save the classifier of a config."""
     out = folder_of(config.out, "out")
-    report: CalibrationReport = _make(config.classifier, "classifier", dataset=dataset, out=out)
+    report: CalibrationReport = nodes.make(
+        config.classifier, "classifier", dataset=dataset, out=out
+    )
     return report

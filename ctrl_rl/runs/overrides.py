@@ -34,14 +34,16 @@ def in_hydras_words(overrides: Sequence[str], known: Mapping[str, str]) -> list[
         overrides: as a user writes them.
         known: default choice of every group.
     """
-    last = {parsed.key_or_group: parsed for parsed in map(parse, overrides)}
-    empty = [
-        group
-        for group, choice in known.items()
-        if choice == "null" and group in last and last[group].value() is None
+    nullable = {group for group, choice in known.items() if choice == "null"}
+    chosen = [(word, parse(word)) for word in overrides]
+    nulls = {each.key_or_group: each.value() is None for _, each in chosen}  # by the last word
+    kept = [
+        word
+        for word, each in chosen
+        if each.key_or_group not in nullable
+        or not (nulls[each.key_or_group] or each.value() is None)
     ]
-    kept = [word for word in overrides if key_of(word) not in empty]
-    return [*kept, *(f"~{group}" for group in empty)]
+    return [*kept, *(f"~{group}" for group in sorted(nullable) if nulls.get(group))]
 
 
 def key_of(word: str) -> str:
