@@ -67,7 +67,8 @@ class Generator:
         if pick < 0.72:
             return self._run("train", [], root)
         if pick < 0.86:
-            method = self._random.choice(list(files("method")))
+            # A LoRA needs a file, which tests/methods/test_certify.py gives it.
+            method = self._random.choice([name for name in files("method") if name != "lora"])
             return self._run("evaluate", [f"method={method}"], root)
         name, base = self._random.choice(
             [("pretrain", _PRETRAIN), ("classifier", _CLASSIFIER), ("dataset", _DATASET)]

@@ -42,8 +42,15 @@ MISSES = pytest.mark.xfail(reason="over 0.30 nats, see docs/exact.md", strict=Tr
 # Slow agents of the mixture; the others run with every `make test`.
 SLOW = {
     *("alignprop", "nabla_db", "ppo_critic", "grpo", "dpok", "vargrad", "db", "subtb"),
-    *("h_transform", "rwr", "d3po", "sac", "pcl", "adjoint", "ppo", "tb"),
+    *("h_transform", "rwr", "d3po", "sac", "pcl", "adjoint", "ppo", "tb", "ctrl"),
 }
+SLOW_ON_GAUSSIAN = {"sac", "ppo_critic", "nabla_db"}
+
+
+def slow(agents, slow_ones):
+    """Agents as parameters, the slow ones for `make science`."""
+    marks = {True: [pytest.mark.science], False: []}
+    return [pytest.param(agent, marks=marks[agent in slow_ones]) for agent in agents]
 
 
 @pytest.fixture
@@ -58,19 +65,13 @@ def measured(record_property):
     return measure
 
 
-@pytest.mark.parametrize("agent", SOFT_AGENTS)
+@pytest.mark.parametrize("agent", slow(SOFT_AGENTS, SLOW_ON_GAUSSIAN))
 def test_gaussian_optimum_is_reached(agent, measured):
     for nats in measured("gaussian", agent):
         assert abs(nats) <= 0.02
 
 
-@pytest.mark.parametrize(
-    "agent",
-    [
-        pytest.param(agent, marks=[pytest.mark.science] if agent in SLOW else [])
-        for agent in SOFT_AGENTS
-    ],
-)
+@pytest.mark.parametrize("agent", slow(SOFT_AGENTS, SLOW))
 def test_mixture1d_floor_is_reached(agent, measured):
     # Nothing of fixed scale can do better than the floor (0.01 for Monte Carlo), and the agent must
     # come within 0.05 nats of it.
@@ -99,13 +100,7 @@ OF_NUMBERS = [
 FAST = ("ctrl", "reinforce", "tb", "adjoint")
 
 
-@pytest.mark.parametrize(
-    "agent",
-    [
-        pytest.param(agent, marks=[] if agent in FAST else [pytest.mark.science])
-        for agent in OF_NUMBERS
-    ],
-)
+@pytest.mark.parametrize("agent", slow(OF_NUMBERS, {*OF_NUMBERS} - {*FAST}))
 def test_gaussian_mean_optimum_is_reached_at_random_numbers(agent, measured):
     found = measured("gaussian_mean", agent)
     assert len(found) == 16 and max(found) <= 0.02 and min(found) >= -0.001

@@ -175,9 +175,7 @@ def test_help_is_light(words):
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.0
-    shown = (
-        "control=3" if "sample" in words else "env=digits|faces|gaussian|gaussian_mean|mixture1d"
-    )
+    shown = "control=3" if "sample" in words else "env=digits|faces|gaussian|gaussian_mean|images"
     assert shown in done.stdout
     assert all(len(line) <= 100 for line in done.stdout.splitlines())
 

@@ -54,6 +54,7 @@ def words_for(kind, folder):
 def words(tmp_path, monkeypatch):
     """Words of `ctrl-rl train` for the user's task, whose files lie outside the repository."""
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CTRL_RL_TRUST", "prompted_reward")
     (tmp_path / "prompted_reward.py").write_text(REWARD)
     for group in ("reward", "env"):
         (tmp_path / "mine" / group).mkdir(parents=True)

@@ -98,13 +98,11 @@ def _check_graphs() -> None:
     assert not counters["graph_break"]
 
 
+@pytest.mark.science  # a minute each; networks and gradients are checked above
 @pytest.mark.parametrize(
     "of_agent",
     [
-        pytest.param(
-            ["agent=ctrl", "agent.checkpointing=true", "trainer.ema_decay=0.9"],
-            marks=pytest.mark.science,  # a minute; gradients are checked above, runs by ppo
-        ),
+        ["agent=ctrl", "agent.checkpointing=true", "trainer.ema_decay=0.9"],
         ["agent=ppo", "trainer.microbatch=4"],
     ],
 )

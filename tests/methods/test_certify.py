@@ -20,9 +20,10 @@ from ctrl_rl.methods import lora
 from ctrl_rl.policies.stock_lora import StockLoraPolicy
 from ctrl_rl.runs.loaded import make_process
 
-REDNESS = (
-    "def redness(sample, control):\n    return -50 * (sample[:, 0].mean((1, 2)) - 1).square()\n"
-)
+REDNESS = """
+def flat_redness(sample, control):
+    return -50 * (sample[:, 0].mean((1, 2)) - 1).square()
+"""
 TASK = [
     *("env=gaussian", "prior=diffusers", "prior.guidance_scale=3.0", "prior.prompts=[cat,dog]"),
     *("kernel.num_steps=3", "evaluation.prior_samples=16", "evaluation.policy_samples=8"),
@@ -37,9 +38,9 @@ FIGURES = ["kl_nats", "gap_nats", "gap_nats_certified", "soft_return", "reward",
 def task(tmp_path: Path, lora_bases: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Words of a task without controls on a small Stable Diffusion."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("CTRL_RL_TRUST", "my_redness")
+    monkeypatch.setenv("CTRL_RL_TRUST", "my_flat_redness")
     words = [*TASK, f"prior.path={lora_bases('sd')}", f"run.root={tmp_path}"]
-    return [*words, *own_reward(tmp_path, REDNESS, name="redness")]
+    return [*words, *own_reward(tmp_path, REDNESS, name="flat_redness")]
 
 
 def test_an_exported_policy_has_its_runs_own_figures(task: list[str], tmp_path: Path) -> None:

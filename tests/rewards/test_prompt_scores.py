@@ -191,7 +191,7 @@ def test_a_score_alone_trains_a_policy_without_controls(
             "reward.score: path=nowhere is neither",
         ),
         (["reward=clip_score", "reward.weight=0"], "reward: weight=0 must be > 0"),
-        (["reward=clip_score", "reward.weight=inf"], "reward: weight=inf must be > 0"),
+        (["reward=clip_score", "reward.weight=inf"], "reward.weight=inf must be a number, finite"),
     ],
 )
 def test_refusals(words: list[str], says: str, made: Made, tmp_path: Path, capsys) -> None:

@@ -26,7 +26,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_hostile_files_are_refused_or_of_no_effect(tmp_path):
     warm_up()
     chosen = ["sample", "resume", "arrays"]
-    found = fuzz_files.trials(15, 3, tmp_path, chosen)
+    found = fuzz_files.trials(10, 3, tmp_path, chosen)
     assert [(story, fault) for story, _, fault in found if fault] == []
 
 

@@ -140,5 +140,5 @@ def test_a_module_that_is_not_there_says_where_to_run(tmp_path, monkeypatch, cap
     (run / "config.yaml").write_text(OmegaConf.to_yaml(agent))
     assert main([*sampled[:-1], "trust=my_gone"]) == 2
     assert fix.format("my_gone") in capsys.readouterr().err
-    assert main(["train", *SMALL, "agent._target_=my_agents.Mine"]) == 2
-    assert fix.format("my_agents") in capsys.readouterr().err
+    assert main(["train", *SMALL, "agent._target_=my_other_agents.Mine"]) == 2
+    assert fix.format("my_other_agents") in capsys.readouterr().err
